@@ -1,0 +1,429 @@
+// From an N-d mask to contiguous runs of elements and batches of blocks, and from one thread to many.
+#include "engine.h"
+
+#include <math.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <algorithm>
+#include <atomic>
+#include <thread>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "kernels.h"
+
+namespace dropfast {
+namespace {
+
+constexpr int kItemSize[4] = {2, 2, 4, 8};  // by dropfast_dtype
+
+// ---- choice of kernels ----------------------------------------------------------------------------------------------
+
+const Isa* best_isa() {
+  int n;
+  const Isa* isa = isas(&n);
+  while (!isa->supported) ++isa;  // the last, baseline, always is
+  return isa;
+}
+
+std::atomic<const Isa*> chosen{best_isa()};
+
+// ---- axes -----------------------------------------------------------------------------------------------------------
+
+struct Axis {
+  int64_t length;
+  int64_t x, out;  // strides in bytes
+  int64_t mask;    // stride of the index in mask elements, 0 where shared
+};
+
+bool continues(const Axis& outer, const Axis& inner) {
+  return outer.x == inner.length * inner.x && outer.out == inner.length * inner.out &&
+         outer.mask == inner.length * inner.mask;
+}
+
+// The same elements in the same order with as few axes as possible: an axis that goes on where the one inside it ends is
+// one with it. Returns how many; none for a single element.
+int merge_axes(const dropfast_mask& mask, const int64_t* x_strides, const int64_t* out_strides, Axis* axes) {
+  int n = 0;
+  for (int d = 0; d < mask.ndim; ++d) {
+    if (mask.shape[d] == 1) continue;
+    const Axis inner = {mask.shape[d], x_strides[d], out_strides[d], mask.strides[d]};
+    if (n > 0 && continues(axes[n - 1], inner)) {
+      axes[n - 1] = {axes[n - 1].length * inner.length, inner.x, inner.out, inner.mask};
+    } else {
+      axes[n++] = inner;
+    }
+  }
+  return n;
+}
+
+// Calls visit(x, out, index) for every position of the axes, the last axis fastest.
+template <class Visit>
+void for_each(const Axis* axes, int n, const char* x, char* out, uint64_t index, const Visit& visit) {
+  if (n == 0) return visit(x, out, index);
+  for (int64_t i = 0; i < axes->length; ++i) {
+    for_each(axes + 1, n - 1, x, out, index, visit);
+    x += axes->x;
+    out += axes->out;
+    index += (uint64_t)axes->mask;
+  }
+}
+
+// ---- bits -----------------------------------------------------------------------------------------------------------
+
+inline uint64_t low_bits(int64_t n) { return n < 64 ? (uint64_t{1} << n) - 1 : ~uint64_t{0}; }
+
+inline bool bit_at(const uint64_t* bits, int64_t i) { return bits[i >> 6] >> (i & 63) & 1; }
+
+// Puts the n bits of `from` that begin at bit `first` to bit `at` of `to`, which is 0 from there on.
+void append_bits(uint64_t* to, int64_t at, const uint64_t* from, int64_t first, int64_t n) {
+  while (n > 0) {
+    const int64_t count = std::min({n, 64 - (at & 63), 64 - (first & 63)});
+    to[at >> 6] |= (from[first >> 6] >> (first & 63) & low_bits(count)) << (at & 63);
+    at += count;
+    first += count;
+    n -= count;
+  }
+}
+
+// Blocks that are drawn in one go, and the runs of elements that use their bits. The runs need not follow each other:
+// short rows of a window fill a batch together, for a draw costs the same wherever its blocks lie.
+template <class Use>
+class Batch {
+ public:
+  Batch(const Kernels& kernels, const dropfast_mask& mask, const Use& use) : kernels_(kernels), mask_(mask), use_(use) {}
+
+  // Sees to it that use(x, out, keep, first, n) is called for the n mask elements from `index` on, whole or in pieces,
+  // where x and out advance by the strides of `run`.
+  void add(const char* x, char* out, uint64_t index, const Axis& run) {
+    for (int64_t left = run.length; left > 0;) {
+      const uint64_t block = index / kBlockBits;
+      const int slot = blocks_n_ > 0 && blocks_[blocks_n_ - 1] == block ? blocks_n_ - 1 : blocks_n_;
+      if (slot == kBatchBlocks || runs_n_ == kBatchBlocks) {
+        flush();
+        continue;
+      }
+      const int64_t first = slot * kBlockBits + (int64_t)(index % kBlockBits);
+      const int64_t n = std::min<int64_t>(left, kBatchBits - first);
+      blocks_n_ = (int)((first + n - 1) / kBlockBits) + 1;
+      for (int b = slot; b < blocks_n_; ++b) blocks_[b] = block + (uint64_t)(b - slot);
+      runs_[runs_n_++] = {x, out, first, n};
+      x += n * run.x;
+      out += n * run.out;
+      index += (uint64_t)n;
+      left -= n;
+    }
+  }
+
+  void flush() {
+    const int padded = (blocks_n_ + kDrawGroup - 1) / kDrawGroup * kDrawGroup;
+    std::fill(blocks_ + blocks_n_, blocks_ + padded, 0);
+    kernels_.draw(mask_.key, mask_.draw, mask_.threshold, blocks_, blocks_n_, keep_);
+    keep_[2 * blocks_n_] = 0;  // the word behind the last bit, which select may read
+    for (int r = 0; r < runs_n_; ++r) use_(runs_[r].x, runs_[r].out, keep_, runs_[r].first, runs_[r].n);
+    blocks_n_ = runs_n_ = 0;
+  }
+
+ private:
+  struct Run {
+    const char* x;
+    char* out;
+    int64_t first, n;
+  };
+  const Kernels& kernels_;
+  const dropfast_mask& mask_;
+  const Use& use_;
+  int blocks_n_ = 0, runs_n_ = 0;
+  uint64_t blocks_[kBatchBlocks];
+  uint64_t keep_[2 * kBatchBlocks + 1];
+  Run runs_[kBatchBlocks];
+};
+
+// ---- one piece of work, on one thread -------------------------------------------------------------------------------
+
+constexpr int64_t kPatternBits = 4096;  // bits of short runs, put together so that select gets a long one
+constexpr int64_t kLongRepeat = 64;     // from here on a bit's own elements are a run that is long enough
+
+// The axes of a piece, by what a mask bit does there:
+//   outer    the mask moves on: each position has a run of bits of its own
+//   shared   the same run of bits again
+//   run      one bit after the other
+//   repeat   one bit for so many contiguous elements (1 but for spatial dropout)
+class Piece {
+ public:
+  Piece(const Kernels& kernels, const dropfast_mask& mask, dropfast_dtype dtype, const Axis* axes, int n, bool streaming)
+      : kernels_(kernels),
+        mask_(mask),
+        select_(kernels.select[dtype]),
+        size_(kItemSize[dtype]),
+        scale_(mask.threshold >> 32 ? 0 : 0x1p32 / (double)((uint64_t{1} << 32) - mask.threshold)),
+        streaming_(streaming) {
+    if (n > 0 && axes[n - 1].mask == 0 && axes[n - 1].x == size_ && axes[n - 1].out == size_) repeat_ = axes[--n].length;
+    run_ = {1, repeat_ * size_, repeat_ * size_, 1};
+    int run = n - 1;
+    while (run >= 0 && axes[run].mask == 0) --run;
+    if (run >= 0 && axes[run].mask == 1) run_ = axes[run];
+    else run = -1;
+    for (int d = 0; d < n; ++d) {
+      if (d != run) (axes[d].mask ? outer_[outer_n_++] : shared_[shared_n_++]) = axes[d];
+    }
+    contiguous_ = run_.x == repeat_ * size_ && run_.out == repeat_ * size_;
+  }
+
+  void apply(const char* x, char* out, uint64_t start) const {
+    const auto use = [this](const char* x, char* out, const uint64_t* keep, int64_t first, int64_t n) {
+      if (!contiguous_) {
+        use_strided(x, out, keep, first, n);
+      } else if (repeat_ >= kLongRepeat) {
+        use_long_repeats(x, out, keep, first, n);
+      } else if (repeat_ > 1) {
+        use_short_repeats(x, out, keep, first, n);
+      } else {
+        use_contiguous(x, out, keep, first, n);
+      }
+    };
+    Batch<decltype(use)> batch(kernels_, mask_, use);
+    for_each(outer_, outer_n_, x, out, start,
+             [&](const char* x, char* out, uint64_t index) { batch.add(x, out, index, run_); });
+    batch.flush();
+    if (streaming_) kernels_.fence();
+  }
+
+ private:
+  template <class Visit>
+  void for_each_shared(int n, const char* x, char* out, const Visit& visit) const {
+    for_each(shared_, n, x, out, 0, [&](const char* x, char* out, uint64_t) { visit(x, out); });
+  }
+
+  void select(const char* x, char* out, int64_t n, const uint64_t* keep, int64_t first) const {
+    select_(x, out, n, keep, first, scale_, streaming_);
+  }
+
+  void use_contiguous(const char* x, char* out, const uint64_t* keep, int64_t first, int64_t n) const {
+    // Short rows that lie behind each other are fewer, longer rows of the same bits over and over.
+    if (shared_n_ > 0 && n == run_.length && n < kPatternBits / 2) {
+      const Axis& rows = shared_[shared_n_ - 1];
+      if (rows.x == n * size_ && rows.out == n * size_) {
+        const int64_t tiles = std::min(rows.length, kPatternBits / n);
+        uint64_t pattern[kPatternBits / 64 + 1] = {};
+        for (int64_t t = 0; t < tiles; ++t) append_bits(pattern, t * n, keep, first, n);
+        return for_each_shared(shared_n_ - 1, x, out, [&](const char* x, char* out) {
+          for (int64_t row = 0; row < rows.length; row += tiles) {
+            const int64_t count = std::min(tiles, rows.length - row);
+            select(x + row * rows.x, out + row * rows.out, count * n, pattern, 0);
+          }
+        });
+      }
+    }
+    for_each_shared(shared_n_, x, out, [&](const char* x, char* out) { select(x, out, n, keep, first); });
+  }
+
+  void use_short_repeats(const char* x, char* out, const uint64_t* keep, int64_t first, int64_t n) const {
+    const uint64_t ones[2] = {~uint64_t{0}, ~uint64_t{0}};
+    for (int64_t done = 0; done < n;) {
+      const int64_t count = std::min(n - done, kPatternBits / repeat_);
+      uint64_t pattern[kPatternBits / 64 + 1] = {};
+      for (int64_t i = 0; i < count; ++i) {
+        if (bit_at(keep, first + done + i)) append_bits(pattern, i * repeat_, ones, 0, repeat_);
+      }
+      for_each_shared(shared_n_, x + done * run_.x, out + done * run_.out,
+                      [&](const char* x, char* out) { select(x, out, count * repeat_, pattern, 0); });
+      done += count;
+    }
+  }
+
+  void use_long_repeats(const char* x, char* out, const uint64_t* keep, int64_t first, int64_t n) const {
+    for_each_shared(shared_n_, x, out, [&](const char* x, char* out) {
+      for (int64_t i = 0; i < n; ++i) {
+        use_one_bit(x + i * run_.x, out + i * run_.out, bit_at(keep, first + i));
+      }
+    });
+  }
+
+  void use_one_bit(const char* x, char* out, bool keep) const {
+    if (!keep) {
+      memset(out, 0, (size_t)(repeat_ * size_));
+      return;
+    }
+    static const struct Ones {
+      uint64_t words[kPatternBits / 64 + 1];
+      Ones() { memset(words, 0xff, sizeof words); }
+    } ones;
+    for (int64_t i = 0; i < repeat_; i += kPatternBits) {
+      select(x + i * size_, out + i * size_, std::min(kPatternBits, repeat_ - i), ones.words, 0);
+    }
+  }
+
+  // Elements that are not side by side are brought together a few at a time.
+  void use_strided(const char* x, char* out, const uint64_t* keep, int64_t first, int64_t n) const {
+    if (repeat_ > 1) return use_long_repeats(x, out, keep, first, n);
+    constexpr int64_t kGathered = 512;
+    for_each_shared(shared_n_, x, out, [&](const char* x, char* out) {
+      char buffer[kGathered * 8];
+      for (int64_t done = 0; done < n; done += kGathered) {
+        const int64_t count = std::min(kGathered, n - done);
+        for (int64_t i = 0; i < count; ++i) copy_item(buffer + i * size_, x + (done + i) * run_.x);
+        select_(buffer, buffer, count, keep, first + done, scale_, false);
+        for (int64_t i = 0; i < count; ++i) copy_item(out + (done + i) * run_.out, buffer + i * size_);
+      }
+    });
+  }
+
+  void copy_item(char* to, const char* from) const {
+    if (size_ == 4) memcpy(to, from, 4);
+    else if (size_ == 8) memcpy(to, from, 8);
+    else memcpy(to, from, 2);
+  }
+
+  const Kernels& kernels_;
+  const dropfast_mask& mask_;
+  const Select select_;
+  const int64_t size_;
+  const double scale_;
+  const bool streaming_;
+  int64_t repeat_ = 1;
+  Axis run_;
+  bool contiguous_;
+  int outer_n_ = 0, shared_n_ = 0;
+  Axis outer_[DROPFAST_MAX_NDIM], shared_[DROPFAST_MAX_NDIM];
+};
+
+// ---- threads --------------------------------------------------------------------------------------------------------
+
+constexpr int64_t kElementsPerThread = 1 << 16;     // below, starting a thread costs more than it brings
+constexpr int64_t kStreamingBytes = 32 * (1 << 20);  // outputs from here on go past the caches
+
+// libgomp's threads do not survive a fork, and its next parallel region in the child waits for them for ever. They belong
+// to the thread that started them, though: a fresh thread gets a fresh team.
+std::atomic<bool> forked{false};
+[[maybe_unused]] const int at_fork = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+
+template <class Work>
+void run_parallel(int threads, const Work& work) {
+#ifdef _OPENMP
+  const auto region = [&] {
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int t = 0; t < threads; ++t) work(t);
+  };
+  if (threads > 1) {
+    if (!forked) return region();
+    return std::thread(region).join();
+  }
+#endif
+  for (int t = 0; t < threads; ++t) work(t);
+}
+
+// The axis to divide among threads: the outermost that is long enough, else the longest.
+int axis_to_divide(const Axis* axes, int n, int threads) {
+  int longest = 0;
+  for (int d = 0; d < n; ++d) {
+    if (axes[d].length >= 16 * threads) return d;
+    if (axes[d].length > axes[longest].length) longest = d;
+  }
+  return longest;
+}
+
+}  // namespace
+
+// ---- the doors' functions -------------------------------------------------------------------------------------------
+
+uint64_t threshold(double rate) { return (uint64_t)nearbyint(rate * 0x1p32); }
+
+void apply(const dropfast_mask* mask, dropfast_dtype dtype, const void* x, const int64_t* x_strides, void* out,
+           const int64_t* out_strides) {
+  Axis axes[DROPFAST_MAX_NDIM];
+  const int n = merge_axes(*mask, x_strides, out_strides, axes);
+  int64_t size = 1;
+  for (int d = 0; d < n; ++d) size *= axes[d].length;
+  if (size == 0) return;
+
+  const Kernels& kernels = *chosen.load(std::memory_order_relaxed)->kernels;
+  const bool streaming = x != out && size * kItemSize[dtype] >= kStreamingBytes;
+  if (size < 2 * kElementsPerThread) {
+    Piece(kernels, *mask, dtype, axes, n, streaming).apply((const char*)x, (char*)out, mask->start);
+    return;
+  }
+
+  int threads = (int)std::min<int64_t>(max_threads(), size / kElementsPerThread);
+  const int divided = axis_to_divide(axes, n, threads);
+  // Along the run of bits pieces begin at whole multiples of 8 blocks; elsewhere anywhere.
+  const int64_t unit = axes[divided].mask == 1 ? 8 * kBlockBits : 1;
+  const int64_t units = (axes[divided].length + unit - 1) / unit;
+  threads = (int)std::min<int64_t>(threads, units);
+  run_parallel(threads, [&](int t) {
+    const int64_t begin = units * t / threads * unit;
+    const int64_t end = std::min(units * (t + 1) / threads * unit, axes[divided].length);
+    Axis mine[DROPFAST_MAX_NDIM];
+    std::copy(axes, axes + n, mine);
+    mine[divided].length = end - begin;
+    const Axis& axis = axes[divided];
+    Piece(kernels, *mask, dtype, mine, n, streaming)
+        .apply((const char*)x + begin * axis.x, (char*)out + begin * axis.out, mask->start + (uint64_t)(begin * axis.mask));
+  });
+}
+
+void packed(const dropfast_mask* mask, uint8_t* out) {
+  const int64_t no_strides[DROPFAST_MAX_NDIM] = {};
+  Axis axes[DROPFAST_MAX_NDIM];
+  int n = merge_axes(*mask, no_strides, no_strides, axes);
+  for (int d = 0; d < n; ++d) {
+    if (axes[d].length == 0) return;
+  }
+  Axis run = {1, 0, 0, 1};
+  if (n > 0 && axes[n - 1].mask == 1) run = axes[--n];
+
+  uint64_t words[2 * kBatchBlocks + 1] = {};  // bits that do not fill a byte yet, and those that come
+  int64_t at = 0;
+  const auto use = [&](const char*, char*, const uint64_t* keep, int64_t first, int64_t count) {
+    append_bits(words, at, keep, first, count);
+    at += count;
+    const int64_t bytes = at / 8;
+    for (int64_t i = 0; i < bytes; ++i) *out++ = (uint8_t)(words[i >> 3] >> (8 * (i & 7)));
+    const uint64_t rest = words[bytes >> 3] >> (8 * (bytes & 7)) & low_bits(at % 8);
+    std::fill(words, words + at / 64 + 1, 0);
+    words[0] = rest;
+    at %= 8;
+  };
+  Batch<decltype(use)> batch(*chosen.load(std::memory_order_relaxed)->kernels, *mask, use);
+  for_each(axes, n, nullptr, nullptr, mask->start,
+           [&](const char* x, char* o, uint64_t index) { batch.add(x, o, index, run); });
+  batch.flush();
+  if (at > 0) *out = (uint8_t)words[0];
+}
+
+const char* current_isa() { return chosen.load()->name; }
+
+bool use_isa(const char* name) {
+  int n;
+  const Isa* list = isas(&n);
+  for (int i = 0; i < n; ++i) {
+    if (list[i].supported && strcmp(list[i].name, name) == 0) {
+      chosen = &list[i];
+      return true;
+    }
+  }
+  return false;
+}
+
+bool has_openmp() {
+#ifdef _OPENMP
+  return true;
+#else
+  return false;
+#endif
+}
+
+// Read afresh by every call, never set by us: so OMP_NUM_THREADS and threadpoolctl govern it.
+int max_threads() {
+#ifdef _OPENMP
+  return omp_in_parallel() ? 1 : omp_get_max_threads();
+#else
+  return 1;
+#endif
+}
+
+}  // namespace dropfast

@@ -1,0 +1,211 @@
+// The kernels, in one text that is compiled once per instruction set (-DDROPFAST_ISA=avx2 ...).
+#include "kernels.h"
+
+#include "philox.h"
+#include "simd.h"
+
+namespace dropfast {
+namespace DROPFAST_ISA {
+namespace {
+
+// ---- draw -----------------------------------------------------------------------------------------------------------
+
+constexpr int kChains = 2;  // vectors of blocks side by side
+constexpr int kGroup = kChains * kLanes64;
+static_assert(kDrawGroup % kGroup == 0, "arrays are padded to kDrawGroup blocks");
+
+// All blocks get the first 8 planes in registers; then only those with an undecided element go on. A block is undecided
+// after k planes with probability 1 - (1 - 2^-k)^128: 39 % at 8. At 7 and 9 the sum of both parts was no smaller.
+constexpr int kPlanesForAll = 8;
+
+inline void prepare_group(const Philox& philox, const uint64_t* blocks, Blocks (&group)[kChains]) {
+  for (int c = 0; c < kChains; ++c) group[c] = philox.prepare(zip_order(load<u64v>(blocks + c * kLanes64)));
+}
+
+inline void store_blocks(uint64_t* p, u64v low, u64v high) {
+  store(p, zip_low(low, high));
+  store(p + kLanes64, zip_high(low, high));
+}
+
+// Bit k of the threshold, from the top, against plane k: an element is decided by the first bit that differs.
+inline bool threshold_bit(uint64_t threshold, int k) { return threshold >> (31 - k) & 1; }
+
+// The planes from kPlanesForAll on, of the blocks that still have an undecided element.
+void draw_undecided(const Philox& philox, uint64_t threshold, int planes, const uint64_t* blocks, int n, uint64_t* keep,
+                    uint64_t* undecided) {
+  uint16_t todo[kBatchBlocks];
+  int left = 0;
+  for (int b = 0; b < n; ++b) {
+    todo[left] = (uint16_t)b;
+    left += (undecided[2 * b] | undecided[2 * b + 1]) != 0;
+  }
+  for (int k = kPlanesForAll; k < planes && left > 0; ++k) {
+    const uint64_t below = threshold_bit(threshold, k) ? ~uint64_t{0} : 0;  // a bit 0 is below a threshold bit 1
+    int still = 0;
+    for (int done = 0; done < left; done += kGroup) {
+      const int count = left - done < kGroup ? left - done : kGroup;
+      uint64_t gathered[kGroup] = {}, plane[2 * kGroup];
+      for (int j = 0; j < count; ++j) gathered[j] = blocks[todo[done + j]];
+      Blocks group[kChains];
+      u64v low[kChains], high[kChains];
+      prepare_group(philox, gathered, group);
+      philox.plane(group, k, low, high);
+      for (int c = 0; c < kChains; ++c) store_blocks(plane + 2 * c * kLanes64, low[c], high[c]);
+      for (int j = 0; j < count; ++j) {
+        const uint16_t b = todo[done + j];
+        uint64_t open = 0;
+        for (int h = 0; h < 2; ++h) {
+          uint64_t& u = undecided[2 * b + h];
+          const uint64_t differs = plane[2 * j + h] ^ below;
+          keep[2 * b + h] &= ~(u & differs & below);
+          u &= ~differs;
+          open |= u;
+        }
+        todo[still] = b;
+        still += open != 0;
+      }
+    }
+    left = still;
+  }
+}
+
+void draw(uint64_t key, uint32_t draw, uint64_t threshold, const uint64_t* blocks, int n, uint64_t* keep) {
+  if (threshold == 0 || threshold >> 32) {  // rate 0 keeps all, rate 1 nothing
+    for (int i = 0; i < 2 * n; ++i) keep[i] = threshold ? 0 : ~uint64_t{0};
+    return;
+  }
+  const Philox philox(key, draw);
+  // Below the lowest set bit of the threshold nothing can be smaller: rate 0.5 needs one plane, 0.25 two.
+  const int planes = 32 - __builtin_ctzll(threshold);
+  const int planes_for_all = planes < kPlanesForAll ? planes : kPlanesForAll;
+  uint64_t undecided[2 * kBatchBlocks];
+
+  for (int b = 0; b < n; b += kGroup) {
+    Blocks group[kChains];
+    u64v low[kChains], high[kChains], open_low[kChains], open_high[kChains], drop_low[kChains], drop_high[kChains];
+    prepare_group(philox, blocks + b, group);
+    for (int c = 0; c < kChains; ++c) {
+      open_low[c] = open_high[c] = ~u64v{};
+      drop_low[c] = drop_high[c] = u64v{};
+    }
+    for (int k = 0; k < planes_for_all; ++k) {
+      philox.plane(group, k, low, high);
+      if (threshold_bit(threshold, k)) {
+        for (int c = 0; c < kChains; ++c) {
+          drop_low[c] |= open_low[c] & ~low[c];
+          drop_high[c] |= open_high[c] & ~high[c];
+          open_low[c] &= low[c];
+          open_high[c] &= high[c];
+        }
+      } else {
+        for (int c = 0; c < kChains; ++c) {
+          open_low[c] &= ~low[c];
+          open_high[c] &= ~high[c];
+        }
+      }
+    }
+    for (int c = 0; c < kChains; ++c) {
+      const int at = 2 * (b + c * kLanes64);
+      store_blocks(keep + at, ~drop_low[c], ~drop_high[c]);
+      store_blocks(undecided + at, open_low[c], open_high[c]);
+    }
+  }
+  if (planes > kPlanesForAll) draw_undecided(philox, threshold, planes, blocks, n, keep, undecided);
+}
+
+// ---- select ---------------------------------------------------------------------------------------------------------
+
+// A dtype is how a vector of it is read, and how it is written. Scaling and selecting happen in the compute type.
+struct Float16 {
+  typedef uint16_t Element;
+  typedef float Scale;
+  typedef u16h Stored;
+  static f32v read(const void* p) { return widen_f16(load<u16h>(p)); }
+  static u16h written(f32v y) { return narrow_f16(y); }
+};
+struct BFloat16 {
+  typedef uint16_t Element;
+  typedef float Scale;
+  typedef u16h Stored;
+  static f32v read(const void* p) { return widen_bf16(load<u16h>(p)); }
+  static u16h written(f32v y) { return narrow_bf16(y); }
+};
+struct Float32 {
+  typedef float Element;
+  typedef float Scale;
+  typedef f32v Stored;
+  static f32v read(const void* p) { return load<f32v>(p); }
+  static f32v written(f32v y) { return y; }
+};
+struct Float64 {
+  typedef double Element;
+  typedef double Scale;
+  typedef f64v Stored;
+  static f64v read(const void* p) { return load<f64v>(p); }
+  static f64v written(f64v y) { return y; }
+};
+
+// The 64 bits from `bit` on.
+inline uint64_t bits_at(const uint64_t* keep, int64_t bit) {
+  const uint64_t* word = keep + (bit >> 6);
+  const int shift = bit & 63;
+  return word[0] >> shift | word[1] << 1 << (63 - shift);
+}
+
+template <class D>
+inline typename D::Stored one_vector(const void* x, typename D::Scale scale, uint64_t w, int j) {
+  return D::written(keep_lanes(D::read(x) * scale, w, j));
+}
+
+// Fewer elements than a vector has: through a vector of their own, so that nothing outside x and out is touched.
+template <class D>
+inline void part_of_vector(const char* x, char* out, int64_t n, typename D::Scale scale, uint64_t w) {
+  char buffer[sizeof(typename D::Stored)] = {};
+  memcpy(buffer, x, (size_t)n * sizeof(typename D::Element));
+  store(buffer, one_vector<D>(buffer, scale, w, 0));
+  memcpy(out, buffer, (size_t)n * sizeof(typename D::Element));
+}
+
+template <class D, bool kStreaming>
+void select_run(const char* x, char* out, int64_t n, const uint64_t* keep, int64_t first, typename D::Scale scale) {
+  constexpr int kSize = sizeof(typename D::Element), kVector = sizeof(typename D::Stored), kLanes = kVector / kSize;
+  int64_t i = 0;
+  if (kStreaming) {  // whole vectors only at aligned addresses
+    i = (int64_t)(-(uintptr_t)out % kVector / kSize);
+    if (i > n) i = n;
+    part_of_vector<D>(x, out, i, scale, bits_at(keep, first));
+  }
+  for (; i + 64 <= n; i += 64) {
+    const uint64_t w = bits_at(keep, first + i);
+    const char* from = x + i * kSize;
+    char* to = out + i * kSize;
+#pragma GCC unroll 32
+    for (int j = 0; j < 64 / kLanes; ++j) {
+      const typename D::Stored y = one_vector<D>(from + j * kVector, scale, w, j);
+      if (kStreaming) {
+        stream(to + j * kVector, y);
+      } else {
+        store(to + j * kVector, y);
+      }
+    }
+  }
+  for (; i + kLanes <= n; i += kLanes) {
+    store(out + i * kSize, one_vector<D>(x + i * kSize, scale, bits_at(keep, first + i), 0));
+  }
+  if (i < n) part_of_vector<D>(x + i * kSize, out + i * kSize, n - i, scale, bits_at(keep, first + i));
+}
+
+template <class D>
+void select(const void* x, void* out, int64_t n, const uint64_t* keep, int64_t first, double scale, bool streaming) {
+  const bool aligned = (uintptr_t)out % sizeof(typename D::Element) == 0;
+  const auto run = streaming && aligned ? select_run<D, true> : select_run<D, false>;
+  run((const char*)x, (char*)out, n, keep, first, (typename D::Scale)scale);
+}
+
+}  // namespace
+
+extern const Kernels kernels;
+const Kernels kernels = {draw, {select<Float16>, select<BFloat16>, select<Float32>, select<Float64>}, stream_fence};
+
+}  // namespace DROPFAST_ISA
+}  // namespace dropfast

@@ -1,0 +1,171 @@
+// The Python door: takes arrays and a recipe apart, releases the GIL, calls the engine.
+//
+// It raises nothing about arrays. What apply() cannot take it leaves untouched and answers False, and dropfast/_checks.py
+// finds the words.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <cstring>
+
+#include "engine.h"
+#include "kernels.h"
+
+namespace py = pybind11;
+
+namespace dropfast {
+namespace {
+
+static_assert(sizeof(py::ssize_t) == sizeof(int64_t), "NumPy's shapes and strides are read in place");
+
+constexpr int64_t kGilElements = 1 << 15;  // a call this big takes microseconds, and lets other Python threads run
+
+inline const int64_t* as_int64(const py::ssize_t* p) { return reinterpret_cast<const int64_t*>(p); }
+
+// The recipe of a mask, as dropfast/_mask.py makes it: (shape, strides, start, key, draw, threshold).
+class Recipe {
+ public:
+  explicit Recipe(const py::tuple& recipe) {
+    const py::handle shape = recipe[0], strides = recipe[1];
+    mask_.ndim = static_cast<int32_t>(integers(shape, shape_));
+    if (integers(strides, strides_) != mask_.ndim) throw py::value_error("recipe: shape and strides differ in length");
+    mask_.shape = shape_;
+    mask_.strides = strides_;
+    mask_.start = integer(recipe[2]);
+    mask_.key = integer(recipe[3]);
+    mask_.draw = static_cast<uint32_t>(integer(recipe[4]));
+    mask_.threshold = integer(recipe[5]);
+  }
+  const dropfast_mask& mask() const { return mask_; }
+
+ private:
+  static uint64_t integer(py::handle h) {
+    const uint64_t value = PyLong_AsUnsignedLongLong(h.ptr());
+    if (value == ~uint64_t{0} && PyErr_Occurred()) throw py::error_already_set();
+    return value;
+  }
+
+  static py::ssize_t integers(py::handle h, int64_t* to) {
+    if (!PyTuple_Check(h.ptr()) || PyTuple_GET_SIZE(h.ptr()) > DROPFAST_MAX_NDIM) {
+      throw py::value_error("recipe: shape and strides must be tuples of at most 64 integers");
+    }
+    const py::ssize_t n = PyTuple_GET_SIZE(h.ptr());
+    for (py::ssize_t i = 0; i < n; ++i) to[i] = static_cast<int64_t>(integer(PyTuple_GET_ITEM(h.ptr(), i)));
+    return n;
+  }
+
+  dropfast_mask mask_;
+  int64_t shape_[DROPFAST_MAX_NDIM], strides_[DROPFAST_MAX_NDIM];
+};
+
+// ndarray itself, or memmap, which is one in a file. Other subclasses would lose what makes them one.
+bool is_plain_array(py::handle h) {
+  if (!py::isinstance<py::array>(h)) return false;
+  return Py_TYPE(h.ptr()) == py::detail::npy_api::get().PyArray_Type_ ||
+         py::type::handle_of(h).is(py::module_::import("numpy").attr("memmap"));
+}
+
+// dropfast_dtype, or -1.
+int dtype_code(const py::dtype& dtype) {
+  if (dtype.byteorder() != '=') return -1;
+  switch (dtype.num()) {
+    case 23:  // NPY_HALF
+      return DROPFAST_FLOAT16;
+    case 11:  // NPY_FLOAT
+      return DROPFAST_FLOAT32;
+    case 12:  // NPY_DOUBLE
+      return DROPFAST_FLOAT64;
+  }
+  // ml_dtypes.bfloat16 gets its number at run time, so its scalar type has to name it.
+  const py::object scalar = dtype.attr("type");
+  const char* name = reinterpret_cast<PyTypeObject*>(scalar.ptr())->tp_name;
+  return std::strcmp(name, "ml_dtypes.bfloat16") == 0 ? DROPFAST_BFLOAT16 : -1;
+}
+
+bool has_shape(const py::array& a, const dropfast_mask& mask) {
+  return a.ndim() == mask.ndim && std::equal(mask.shape, mask.shape + mask.ndim, as_int64(a.shape()));
+}
+
+bool overlaps_itself(const py::array& a) {
+  for (py::ssize_t d = 0; d < a.ndim(); ++d) {
+    if (a.strides(d) == 0 && a.shape(d) > 1) return true;
+  }
+  return false;
+}
+
+// out is x itself, or shares no element with it.
+bool may_write(const py::array& x, const py::array& out) {
+  const auto extent = [](const py::array& a, const char** low, const char** high) {
+    *low = static_cast<const char*>(a.data());
+    *high = *low + a.itemsize();
+    for (py::ssize_t d = 0; d < a.ndim(); ++d) {
+      (a.strides(d) < 0 ? *low : *high) += (a.shape(d) - 1) * a.strides(d);
+    }
+  };
+  const char *x_low, *x_high, *out_low, *out_high;
+  extent(x, &x_low, &x_high);
+  extent(out, &out_low, &out_high);
+  if (x_high <= out_low || out_high <= x_low) return true;
+  if (x.data() == out.data() && std::equal(x.strides(), x.strides() + x.ndim(), out.strides())) return true;
+  return !py::module_::import("numpy").attr("shares_memory")(x, out).cast<bool>();
+}
+
+bool apply_to_arrays(py::handle x_object, py::handle out_object, const py::tuple& recipe) {
+  if (!is_plain_array(x_object) || !is_plain_array(out_object)) return false;
+  const auto x = py::reinterpret_borrow<py::array>(x_object), out = py::reinterpret_borrow<py::array>(out_object);
+  const Recipe with(recipe);
+  const int dtype = dtype_code(x.dtype());
+  if (dtype < 0 || dtype_code(out.dtype()) != dtype || !has_shape(x, with.mask()) || !has_shape(out, with.mask())) {
+    return false;
+  }
+  if (x.size() == 0) return out.writeable();
+  if (!out.writeable() || overlaps_itself(out) || !may_write(x, out)) return false;
+
+  const auto run = [&, from = x.data(), to = const_cast<void*>(out.data())] {
+    apply(&with.mask(), static_cast<dropfast_dtype>(dtype), from, as_int64(x.strides()), to, as_int64(out.strides()));
+  };
+  if (x.size() < kGilElements) {
+    run();
+  } else {
+    const py::gil_scoped_release release;
+    run();
+  }
+  return true;
+}
+
+void packed_to_array(const py::array_t<uint8_t>& out, const py::tuple& recipe) {
+  const Recipe with(recipe);
+  int64_t size = 1;
+  for (int d = 0; d < with.mask().ndim; ++d) size *= with.mask().shape[d];
+  if (out.ndim() != 1 || out.size() != (size + 7) / 8 || !out.writeable() || (out.flags() & py::array::c_style) == 0) {
+    throw py::value_error("packed: out must be a writable, contiguous uint8 array of ceil(size / 8) bytes");
+  }
+  uint8_t* to = const_cast<uint8_t*>(out.data());
+  const py::gil_scoped_release release;
+  packed(&with.mask(), to);
+}
+
+const dropfast_api kApi = {DROPFAST_API_VERSION, threshold, apply, packed};
+
+}  // namespace
+}  // namespace dropfast
+
+PYBIND11_MODULE(_native, m, py::mod_gil_not_used(), py::multiple_interpreters::per_interpreter_gil()) {
+  using namespace dropfast;
+  m.doc() = "dropfast's compiled backend; see dropfast/_native.pyi.";
+  m.def("apply", apply_to_arrays, py::arg("x"), py::arg("out"), py::arg("recipe"));
+  m.def("packed", packed_to_array, py::arg("out").noconvert(), py::arg("recipe"));
+  m.def("isas", [] {
+    int n;
+    const Isa* list = isas(&n);
+    py::list names;
+    for (int i = 0; i < n; ++i) {
+      if (list[i].supported) names.append(list[i].name);
+    }
+    return py::tuple(names);
+  });
+  m.def("isa", current_isa);
+  m.def("use_isa", use_isa, py::arg("name"));
+  m.def("openmp", has_openmp);
+  m.def("max_threads", max_threads);
+  m.attr("_C_API") = py::capsule(&kApi, "dropfast._native._C_API");
+}

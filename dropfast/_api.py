@@ -1,0 +1,267 @@
+"""The function and the layer: masks with a key that is drawn for you."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+from typing import Any, SupportsIndex
+
+import numpy as np
+import numpy.typing as npt
+
+from dropfast import _checks
+from dropfast._checks import RNGLike, SeedLike
+from dropfast._mask import Mask
+
+
+def dropout(
+    x: npt.NDArray[Any],
+    rate: float = 0.5,
+    *,
+    shared_axes: SupportsIndex | Iterable[SupportsIndex] = (),
+    noise_shape: Iterable[SupportsIndex | None] | None = None,
+    rng: RNGLike | SeedLike | None = None,
+    out: npt.NDArray[Any] | None = None,
+) -> npt.NDArray[Any]:
+    """Drop elements of `x` at random, and scale the kept ones so that the mean stays.
+
+    Parameters
+    ----------
+    x : numpy.ndarray
+        float16, bfloat16 (of ml_dtypes), float32 or float64, of any shape and in any memory layout.
+    rate : float, default 0.5
+        Probability that an element is dropped, in [0, 1], with a resolution of 2**-32.
+    shared_axes : int or tuple of ints, default ()
+        Axes along which all elements share their fate. ``0`` drops the same units for the whole batch.
+    noise_shape : tuple of int or None, optional
+        The same in TensorFlow's words: the shape of the mask, with 1 on shared axes and the full length, or None, on others.
+        Give this or `shared_axes`.
+    rng : None, int, sequence of ints, SeedSequence, BitGenerator or Generator, optional
+        Where the mask's key comes from: 64 bits of `numpy.random.default_rng` of it, or of the system's entropy for None. A
+        Generator moves on by one raw draw, so each call has a mask of its own; an int gives the same mask each time.
+    out : numpy.ndarray, optional
+        Where to write; of the shape and dtype of `x`. May be `x` itself, and must not overlap it otherwise.
+
+    Returns
+    -------
+    numpy.ndarray
+        `out`, or a new array: ``x * scale`` where kept, +0.0 where dropped, with ``scale = 1 / (1 - rate)`` in effect.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an argument of the wrong kind or out of range. The message names it, what came and what is allowed; nothing has
+        been written then.
+
+    See Also
+    --------
+    Mask : with a key of your own, for a backward pass, for shards.
+    Dropout : a layer that counts its masks.
+
+    Notes
+    -----
+    For a given key the result is the same bit for bit for every thread count, instruction set, memory layout and backend
+    (stream v1, docs/stream.md). Dropped elements are +0.0 whatever they were, NaN and inf too.
+
+    References
+    ----------
+    .. [1] Srivastava, Hinton, Krizhevsky, Sutskever and Salakhutdinov, "Dropout: a simple way to prevent neural networks from
+       overfitting", JMLR 15, 2014.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import dropfast
+    >>> x = np.ones((2, 6), np.float32)
+    >>> dropfast.dropout(x, 0.5, rng=0)
+    array([[0., 0., 0., 2., 0., 0.],
+           [2., 2., 2., 0., 0., 2.]], dtype=float32)
+    >>> dropfast.dropout(x, 0.5, shared_axes=0, rng=0)
+    array([[0., 0., 0., 2., 0., 0.],
+           [0., 0., 0., 2., 0., 0.]], dtype=float32)
+    """
+    return _mask_for(x, _checks.rate(rate), shared_axes, noise_shape, _checks.new_key(rng), 0).apply(x, out)
+
+
+def _mask_for(
+    x: npt.NDArray[Any],
+    rate: float,
+    shared_axes: SupportsIndex | Iterable[SupportsIndex],
+    noise_shape: Iterable[SupportsIndex | None] | None,
+    key: int,
+    draw: int,
+) -> Mask:
+    shape = x.shape if isinstance(x, np.ndarray) else np.shape(x)
+    _, strides, shared_axes = _checks.sharing(shape, shared_axes, noise_shape)
+    return Mask._of(rate, shared_axes, (shape, strides, 0, key, draw, _checks.threshold(rate)))
+
+
+class Dropout:
+    """A dropout layer: one key, and a new mask for each training call.
+
+    Parameters
+    ----------
+    rate : float, default 0.5
+        Probability that an element is dropped, in [0, 1].
+    shared_axes : int or tuple of ints, default ()
+        Axes along which all elements share their fate. ``0`` drops the same units for the whole batch.
+    noise_shape : tuple of int or None, optional
+        The same in TensorFlow's words; None stands for a full axis of any length. Give this or `shared_axes`.
+    rng : None, int, sequence of ints, SeedSequence, BitGenerator or Generator, optional
+        Where the layer's key comes from, as in `dropout`.
+
+    Attributes
+    ----------
+    training : bool
+        Whether calls drop elements. False makes the layer the identity: it returns `x` itself and draws nothing.
+    rate : float
+        As given.
+    key : int
+        The layer's stream of masks.
+    draw : int
+        The number of masks drawn so far, and the `draw` of the next one.
+    mask : Mask or None
+        The mask of the last training call.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an argument of the wrong kind or out of range.
+
+    Notes
+    -----
+    Threads may share a layer: no draw is given twice. `backward` belongs to the last call, though, whoever made it; threads
+    that train keep the `Mask` of their own call, or have a layer each. After 2**32 draws a call is an error rather than a
+    repeated mask.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import dropfast
+    >>> layer = dropfast.Dropout(0.5, rng=0)
+    >>> x = np.ones((2, 6), np.float32)
+    >>> y = layer(x)
+    >>> np.array_equal(layer.backward(x), y)
+    True
+    >>> state = layer.state_dict()
+    >>> y = layer(x)
+    >>> layer.load_state_dict(state)
+    >>> np.array_equal(layer(x), y)
+    True
+    """
+
+    def __init__(
+        self,
+        rate: float = 0.5,
+        *,
+        shared_axes: SupportsIndex | Iterable[SupportsIndex] = (),
+        noise_shape: Iterable[SupportsIndex | None] | None = None,
+        rng: RNGLike | SeedLike | None = None,
+    ) -> None:
+        self._rate = _checks.rate(rate)
+        self._shared_axes = () if shared_axes == () else _checks.integers("shared_axes", shared_axes)
+        self._noise_shape = None if noise_shape is None else tuple(noise_shape)
+        if self._shared_axes and self._noise_shape is not None:
+            raise _checks.both_given(self._shared_axes, self._noise_shape)
+        self.training = True
+        self._key, self._draw = _checks.new_key(rng), 0
+        self._mask: Mask | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def rate(self) -> float:
+        """Probability that an element is dropped."""
+        return self._rate
+
+    @property
+    def key(self) -> int:
+        """The layer's stream of masks."""
+        return self._key
+
+    @property
+    def draw(self) -> int:
+        """The number of masks drawn so far, and the `draw` of the next one."""
+        return self._draw
+
+    @property
+    def mask(self) -> Mask | None:
+        """The mask of the last training call."""
+        return self._mask
+
+    def __call__(self, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return `x` with the next mask applied, or `x` itself if the layer is not training.
+
+        Parameters
+        ----------
+        x : numpy.ndarray
+            As in `dropout`.
+
+        Returns
+        -------
+        numpy.ndarray
+            A new array in training, else `x`.
+        """
+        if not self.training:
+            return x
+        with self._lock:
+            draw = self._draw
+            if draw >> 32:
+                raise OverflowError(f"the layer's key {self._key} has given its 2**32 masks; load a state with another key")
+            self._draw = draw + 1
+        mask = _mask_for(x, self._rate, self._shared_axes, self._noise_shape, self._key, draw)
+        y = mask.apply(x)
+        self._mask = mask
+        return y
+
+    def backward(self, dy: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return the gradient for `x`, from the gradient for ``layer(x)``: the same mask again.
+
+        Parameters
+        ----------
+        dy : numpy.ndarray
+            Of the shape of the last call's `x`.
+
+        Returns
+        -------
+        numpy.ndarray
+            A new array in training, else `dy`.
+
+        Raises
+        ------
+        RuntimeError
+            If the layer has not been called in training.
+        """
+        if not self.training:
+            return dy
+        if self._mask is None:
+            raise RuntimeError("backward needs a training call of the layer before it")
+        return self._mask.apply(dy)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return all that a run needs to continue bit for bit: the key, and the number of masks drawn."""
+        return {"key": self._key, "draw": self._draw}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continue from a state of `state_dict`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it does not hold just a key in [0, 2**64) and a draw in [0, 2**32]. The layer is as it was then.
+        """
+        if set(state) != {"key", "draw"}:
+            raise ValueError(f"state must hold 'key' and 'draw', got {sorted(state)}")
+        key, draw = _checks.unsigned("key", state["key"], 64), _checks.drawn(state["draw"])
+        with self._lock:
+            self._key, self._draw, self._mask = key, draw, None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+    def __repr__(self) -> str:
+        shared = f", shared_axes={self._shared_axes}" if self._shared_axes else ""
+        noise = f", noise_shape={self._noise_shape}" if self._noise_shape is not None else ""
+        return f"Dropout({self._rate!r}{shared}{noise})"

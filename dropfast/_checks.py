@@ -1,0 +1,221 @@
+"""What is legal: the one place that looks at arguments and finds the words for what is wrong with them.
+
+The result of the checks is a recipe, the few numbers that both backends work from.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any, SupportsIndex, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+#: (shape of x, index strides, index of the first element, key, draw, threshold). Element (i, j, ...) of x has the index
+#: ``start + i * strides[0] + j * strides[1] + ...`` in the mask's whole shape; the stride is 0 on shared axes.
+Recipe: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], int, int, int, int]
+
+RNGLike: TypeAlias = np.random.Generator | np.random.BitGenerator
+SeedLike: TypeAlias = int | np.integer[Any] | Sequence[int] | np.random.SeedSequence
+
+MAX_NDIM = 64  # NumPy 2's limit
+MAX_ELEMENTS = 2**63  # indices stay positive in 64 bits, signed or not
+
+
+# ---- the numbers of a mask ---------------------------------------------------------------------------------------------
+
+
+def rate(value: Any) -> float:
+    """Return the drop rate as a float in [0, 1]."""
+    if not isinstance(value, float):
+        if not isinstance(value, (int, np.integer, np.floating)) or isinstance(value, bool):
+            raise TypeError(f"rate must be a real number in [0, 1], got {type(value).__name__}")
+        value = float(value)
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"rate must be in [0, 1], got {value}")
+    return float(value)
+
+
+def threshold(checked_rate: float) -> int:
+    """Return T: an element is dropped if its 32-bit uniform is below it. `round` is half to even, as stream v1 says."""
+    return round(checked_rate * 4294967296.0)
+
+
+def scale(of_threshold: int) -> float:
+    """Return what the kept are multiplied by: from the threshold, not the rate, so that the mean is exact."""
+    return 4294967296.0 / (4294967296 - of_threshold) if of_threshold < 4294967296 else 0.0
+
+
+def unsigned(name: str, value: Any, bits: int) -> int:
+    """Return an integer in [0, 2**bits)."""
+    number = _integer(name, value)
+    if not 0 <= number < 1 << bits:
+        raise ValueError(f"{name} must be in [0, 2**{bits}), got {number}")
+    return number
+
+
+def drawn(value: Any) -> int:
+    """Return how many masks of a key were drawn, in [0, 2**32]."""
+    number = _integer("draw", value)
+    if not 0 <= number <= 1 << 32:
+        raise ValueError(f"draw must be in [0, 2**32] in a state, got {number}")
+    return number
+
+
+def new_key(rng: RNGLike | SeedLike | None) -> int:
+    """Return a key: 64 bits of the generator's raw stream, or of the system's entropy for None."""
+    if rng is None:
+        return int.from_bytes(os.urandom(8), "little")
+    if not isinstance(rng, np.random.Generator):
+        rng = np.random.default_rng(rng)
+    return int(rng.bit_generator.random_raw())  # takes the bit generator's lock itself
+
+
+# ---- shapes ------------------------------------------------------------------------------------------------------------
+
+
+def _integer(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
+
+
+def integers(name: str, values: SupportsIndex | Iterable[SupportsIndex]) -> tuple[int, ...]:
+    """Return an integer or a sequence of integers as a tuple."""
+    try:
+        return (operator.index(values),)  # type: ignore[arg-type]
+    except TypeError:
+        pass
+    try:
+        return tuple(map(operator.index, values))  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name} must be an integer or a sequence of integers, got {values!r}") from None
+
+
+def shape(name: str, values: SupportsIndex | Iterable[SupportsIndex]) -> tuple[int, ...]:
+    """Return the lengths of the axes."""
+    lengths = integers(name, values)
+    if len(lengths) > MAX_NDIM:
+        raise ValueError(f"{name} must have at most {MAX_NDIM} axes, got {len(lengths)}")
+    if any(n < 0 or n >= MAX_ELEMENTS for n in lengths):
+        raise ValueError(f"{name} must have lengths in [0, 2**63), got {lengths}")
+    return lengths
+
+
+Sharing: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+
+
+def sharing(
+    shape: tuple[int, ...],
+    shared_axes: SupportsIndex | Iterable[SupportsIndex],
+    noise_shape: Iterable[SupportsIndex | None] | None,
+) -> Sharing:
+    """Return (noise_shape, strides of the index, shared_axes) of a mask for x of this shape.
+
+    The two ways to say which axes share their bits are two spellings of one thing, so only one may be given.
+    """
+    if noise_shape is None:
+        return _sharing(shape, () if shared_axes == () else integers("shared_axes", shared_axes))
+    if shared_axes != ():
+        raise both_given(shared_axes, noise_shape)
+    try:
+        lengths = tuple(None if n is None else operator.index(n) for n in noise_shape)
+    except TypeError:
+        raise TypeError(f"noise_shape must be a sequence of integers and None, got {noise_shape!r}") from None
+    if len(lengths) != len(shape) or any(n not in (None, 1, full) for n, full in zip(lengths, shape, strict=True)):
+        raise ValueError(
+            f"noise_shape must have one entry an axis, each 1 (shared), the length of the axis or None (full); "
+            f"for the shape {shape} got {lengths}"
+        )
+    return _sharing(shape, tuple(axis for axis, n in enumerate(lengths) if n == 1))
+
+
+def both_given(shared_axes: Any, noise_shape: Any) -> ValueError:
+    """Return the error of one who says twice which axes are shared."""
+    return ValueError(f"give shared_axes or noise_shape, not both; got {shared_axes!r} and {noise_shape!r}")
+
+
+@functools.lru_cache(maxsize=1024)
+def _sharing(shape: tuple[int, ...], axes: tuple[int, ...]) -> Sharing:
+    ndim = len(shape)
+    for axis in axes:
+        if not -ndim <= axis < ndim:
+            raise ValueError(f"shared_axes must be in [{-ndim}, {ndim}) for {ndim} axes, got {axis}")
+    shared_axes = tuple(sorted(axis % ndim for axis in axes))
+    if len(set(shared_axes)) < len(shared_axes):
+        raise ValueError(f"shared_axes must name each axis once, got {axes}")
+    noise_shape = tuple(1 if axis in shared_axes else n for axis, n in enumerate(shape))
+    elements = math.prod(noise_shape)
+    if elements > MAX_ELEMENTS:
+        raise ValueError(f"a mask has at most 2**63 elements, got {elements} for the noise_shape {noise_shape}")
+    strides, stride = [0] * len(shape), 1
+    for axis in reversed(range(len(shape))):
+        if noise_shape[axis] > 1:
+            strides[axis] = stride
+            stride *= noise_shape[axis]
+    return noise_shape, tuple(strides), shared_axes
+
+
+def window(
+    whole: tuple[int, ...],
+    start: SupportsIndex | Iterable[SupportsIndex],
+    shape_: SupportsIndex | Iterable[SupportsIndex],
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the start and the shape of a window inside a mask of the shape `whole`."""
+    first, lengths = integers("start", start), shape("shape", shape_)
+    if len(first) != len(whole) or len(lengths) != len(whole):
+        raise ValueError(
+            f"start and shape must have one entry for each of the mask's {len(whole)} axes, got {first} and {lengths}"
+        )
+    for axis, (begin, n, full) in enumerate(zip(first, lengths, whole, strict=True)):
+        if begin < 0 or begin + n > full:
+            raise ValueError(
+                f"the window must lie inside the mask's shape {whole}; "
+                f"on axis {axis} it goes from {begin} to {begin + n} of {full}"
+            )
+    return first, lengths
+
+
+# ---- arrays ------------------------------------------------------------------------------------------------------------
+
+_FLOATS = frozenset(map(np.dtype, (np.float16, np.float32, np.float64)))
+
+
+def takes(dtype: np.dtype[Any]) -> bool:
+    """Return whether dropout takes arrays of this dtype."""
+    return dtype in _FLOATS or is_bfloat16(dtype)
+
+
+def is_bfloat16(dtype: np.dtype[Any]) -> bool:
+    """Return whether this is the bfloat16 of ml_dtypes, by its name: importing ml_dtypes to ask would be a dependency."""
+    return dtype.type.__module__ == "ml_dtypes" and dtype.type.__name__ == "bfloat16"
+
+
+def fault(x: Any, out: Any, shape: tuple[int, ...]) -> Exception | None:
+    """Return what is wrong with these arrays for a mask of this shape, None if nothing is."""
+    for name, array in (("x", x), ("out", out)):
+        if type(array) not in (np.ndarray, np.memmap):
+            return TypeError(f"{name} must be a numpy.ndarray, got {type(array).__name__}")
+    if not takes(x.dtype):
+        return TypeError(f"x must have dtype float16, bfloat16, float32 or float64 in native byte order, got {x.dtype}")
+    if x.shape != shape:
+        return ValueError(f"x must have the mask's shape {shape}, got {x.shape}")
+    if out.dtype != x.dtype:
+        return TypeError(f"out must have the dtype of x, {x.dtype}, got {out.dtype}")
+    if out.shape != shape:
+        return ValueError(f"out must have the shape of x, {shape}, got {out.shape}")
+    if not out.flags.writeable:
+        return ValueError("out must be writable, got a read-only array")
+    if x.size == 0:
+        return None
+    if any(stride == 0 and n > 1 for stride, n in zip(out.strides, out.shape, strict=True)):
+        return ValueError(f"out must not overlap itself, got the strides {out.strides} for the shape {shape}")
+    same = x.ctypes.data == out.ctypes.data and x.strides == out.strides
+    if not same and np.shares_memory(x, out):
+        return ValueError("out must be x itself or not overlap it, got an array that shares part of its memory")
+    return None

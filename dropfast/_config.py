@@ -1,0 +1,61 @@
+"""What runs here: version, stream, backend, instruction sets, threads."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, overload
+
+from dropfast import _backend
+
+__version__ = "0.1.0"
+
+STREAM = "v1"  # docs/stream.md; a change would get a new name
+
+
+@overload
+def show_config(mode: Literal["stdout"] = "stdout") -> None: ...
+@overload
+def show_config(mode: Literal["dicts"]) -> dict[str, Any]: ...
+def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] | None:
+    """Print what runs here, or return it as a dict.
+
+    Parameters
+    ----------
+    mode : {'stdout', 'dicts'}, default 'stdout'
+        Whether to print, or to return a dict.
+
+    Returns
+    -------
+    dict or None
+        ``version``, ``stream``, ``backend`` in use ('native' or 'numpy'), ``isa`` in use (None for 'numpy'), ``available``
+        (what DROPFAST_BACKEND and DROPFAST_ISA may choose here, best first), ``openmp``, ``threads`` (that a big call from
+        this thread would use).
+
+    Raises
+    ------
+    ValueError
+        For another `mode`.
+
+    Examples
+    --------
+    >>> import dropfast
+    >>> dropfast.show_config(mode="dicts")["stream"]
+    'v1'
+    """
+    native = _backend.native
+    backend, _, isa = _backend.current().partition(":")
+    config = {
+        "version": __version__,
+        "stream": STREAM,
+        "backend": backend,
+        "isa": isa or None,
+        "available": list(_backend.available()),
+        "openmp": native is not None and native.openmp(),
+        "threads": native.max_threads() if backend == "native" and native is not None else 1,
+    }
+    if mode == "dicts":
+        return config
+    if mode != "stdout":
+        raise ValueError(f"mode must be 'stdout' or 'dicts', got {mode!r}")
+    for name, value in config.items():
+        print(f"{name:>10}: {', '.join(value) if isinstance(value, list) else value}")
+    return None

@@ -1,0 +1,294 @@
+"""A mask as a value: a few numbers that say which elements are dropped, wherever they are computed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, SupportsIndex
+
+import numpy as np
+import numpy.typing as npt
+
+from dropfast import _backend, _checks
+
+
+class Mask:
+    """A dropout mask as a recipe: nothing is drawn before it is used, and nothing is stored after.
+
+    Whether an element is dropped is a pure function of (key, draw, the element's index, rate), the same for every thread
+    count, instruction set, memory layout and backend: "stream v1" of docs/stream.md. So the backward pass applies the same
+    mask again instead of keeping it, and a shard computes its own window of it.
+
+    Parameters
+    ----------
+    shape : int or tuple of ints
+        Shape of the arrays that the mask is for.
+    rate : float, default 0.5
+        Probability that an element is dropped, in [0, 1], with a resolution of 2**-32.
+    key : int
+        Which stream of masks, in [0, 2**64).
+    draw : int, default 0
+        Which mask of the stream, in [0, 2**32).
+    shared_axes : int or tuple of ints, default ()
+        Axes along which all elements have one bit in common. ``shared_axes=0`` drops the same units for a whole batch.
+    noise_shape : tuple of int or None, optional
+        The same in TensorFlow's words: the shape of the mask, with 1 on shared axes and the full length, or None, on others.
+        Give this or `shared_axes`.
+
+    Attributes
+    ----------
+    shape, rate, key, draw, shared_axes, noise_shape
+        As given, with `shared_axes` and `noise_shape` as tuples of integers.
+    scale : float
+        What kept elements are multiplied by: ``2**32 / (2**32 - round(rate * 2**32))``, or 0 if none is kept.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an argument of the wrong kind or out of range. The message names it, what came and what is allowed.
+
+    Notes
+    -----
+    Masks of one key and draw are nested: what rate 0.1 drops, rate 0.3 drops too. Masks are immutable, compare and hash by
+    value, can be pickled, and are safe to use from many threads.
+
+    References
+    ----------
+    .. [1] Srivastava, Hinton, Krizhevsky, Sutskever and Salakhutdinov, "Dropout: a simple way to prevent neural networks from
+       overfitting", JMLR 15, 2014.
+    .. [2] Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC11.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from dropfast import Mask
+    >>> mask = Mask((2, 8), 0.5, key=7)
+    >>> mask.apply(np.ones((2, 8), np.float32))
+    array([[2., 2., 2., 0., 0., 0., 2., 2.],
+           [2., 2., 0., 0., 2., 0., 2., 0.]], dtype=float32)
+    >>> Mask((2, 8), 0.5, key=7, shared_axes=0).keep()
+    array([[ True,  True,  True, False, False, False,  True,  True]])
+    """
+
+    __slots__ = ("_rate", "_recipe", "_shared_axes", "_window")
+
+    _rate: float
+    _recipe: _checks.Recipe
+    _shared_axes: tuple[int, ...]
+    _window: tuple[tuple[int, ...], tuple[int, ...]] | None  # of a part: the whole mask's shape, and where the part begins
+
+    def __init__(
+        self,
+        shape: SupportsIndex | Iterable[SupportsIndex],
+        rate: float = 0.5,
+        *,
+        key: SupportsIndex,
+        draw: SupportsIndex = 0,
+        shared_axes: SupportsIndex | Iterable[SupportsIndex] = (),
+        noise_shape: Iterable[SupportsIndex | None] | None = None,
+    ) -> None:
+        lengths = _checks.shape("shape", shape)
+        self._rate = _checks.rate(rate)
+        _, strides, self._shared_axes = _checks.sharing(lengths, shared_axes, noise_shape)
+        self._window = None
+        self._recipe = (
+            lengths,
+            strides,
+            0,
+            _checks.unsigned("key", key, 64),
+            _checks.unsigned("draw", draw, 32),
+            _checks.threshold(self._rate),
+        )
+
+    @classmethod
+    def _of(
+        cls,
+        rate: float,
+        shared_axes: tuple[int, ...],
+        recipe: _checks.Recipe,
+        window: tuple[tuple[int, ...], tuple[int, ...]] | None = None,
+    ) -> Mask:
+        """Return a mask from parts that are checked already."""
+        mask = object.__new__(cls)
+        mask._rate, mask._shared_axes, mask._recipe, mask._window = rate, shared_axes, recipe, window
+        return mask
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the arrays that the mask is for."""
+        return self._recipe[0]
+
+    @property
+    def rate(self) -> float:
+        """Probability that an element is dropped."""
+        return self._rate
+
+    @property
+    def key(self) -> int:
+        """Which stream of masks."""
+        return self._recipe[3]
+
+    @property
+    def draw(self) -> int:
+        """Which mask of the stream."""
+        return self._recipe[4]
+
+    @property
+    def shared_axes(self) -> tuple[int, ...]:
+        """Axes along which all elements have one bit in common."""
+        return self._shared_axes
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape of the mask itself: `shape` with 1 on the shared axes."""
+        return tuple(1 if axis in self._shared_axes else n for axis, n in enumerate(self.shape))
+
+    @property
+    def scale(self) -> float:
+        """What kept elements are multiplied by."""
+        return _checks.scale(self._recipe[5])
+
+    def apply(self, x: npt.NDArray[Any], out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+        """Return `x` with this mask applied: the forward pass, and with the gradient for `x` the backward pass.
+
+        Parameters
+        ----------
+        x : numpy.ndarray
+            Of the mask's shape; float16, bfloat16 (of ml_dtypes), float32 or float64, in any memory layout.
+        out : numpy.ndarray, optional
+            Where to write; of the shape and dtype of `x`. May be `x` itself, and must not overlap it otherwise.
+
+        Returns
+        -------
+        numpy.ndarray
+            `out`, or a new array: ``x * scale`` where kept, +0.0 where dropped.
+
+        Raises
+        ------
+        TypeError
+            If `x` or `out` is no array, or has a dtype that is not allowed.
+        ValueError
+            If a shape does not fit, or `out` is read-only or overlaps `x` in part. Nothing has been written then.
+
+        Notes
+        -----
+        Dropped elements are +0.0 whatever they were, NaN and inf too; a kept NaN stays NaN. 16-bit types are multiplied in
+        float32 and rounded to nearest even once. The mask follows the index, so the result does not depend on the layout.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from dropfast import Mask
+        >>> x = np.arange(6.0)
+        >>> Mask(6, 0.5, key=1).apply(x, out=x) is x
+        True
+        """
+        if out is None:
+            out = np.empty_like(x, subok=False)
+        if not _backend.active.apply(x, out, self._recipe):
+            raise _checks.fault(x, out, self.shape) or SystemError("the backend refused arrays that nothing is wrong with")
+        return out
+
+    def keep(self) -> npt.NDArray[np.bool_]:
+        """Return the mask as a boolean array of `noise_shape`, True where kept.
+
+        Examples
+        --------
+        >>> from dropfast import Mask
+        >>> Mask((3, 4), 0.25, key=0).keep()
+        array([[ True, False,  True, False],
+               [ True,  True,  True,  True],
+               [ True, False,  True,  True]])
+        """
+        noise_shape = self.noise_shape
+        bits = np.unpackbits(self.packed(), count=math.prod(noise_shape), bitorder="little")
+        return bits.view(np.bool_).reshape(noise_shape)
+
+    def packed(self) -> npt.NDArray[np.uint8]:
+        """Return the mask with one bit an element of `noise_shape`, in C order, 1 where kept.
+
+        Returns
+        -------
+        numpy.ndarray of uint8
+            ``ceil(size / 8)`` bytes; element i is bit ``i % 8`` of byte ``i // 8`` (NumPy's ``bitorder="little"``), and unused
+            bits are 0.
+
+        Examples
+        --------
+        >>> from dropfast import Mask
+        >>> Mask(64, 0.5, key=0).packed().tobytes().hex()
+        'd5e827668dc569e1'
+        """
+        _, strides, *rest = self._recipe
+        noise_shape = self.noise_shape
+        out = np.empty((math.prod(noise_shape) + 7) // 8, np.uint8)
+        _backend.active.packed(out, (noise_shape, strides, *rest))
+        return out
+
+    def window(
+        self, start: SupportsIndex | Iterable[SupportsIndex], shape: SupportsIndex | Iterable[SupportsIndex]
+    ) -> Mask:
+        """Return the part of this mask that begins at `start`, as a mask: what one shard of an array computes.
+
+        Parameters
+        ----------
+        start : int or tuple of ints
+            First element of the window along each axis.
+        shape : int or tuple of ints
+            Its lengths. It must lie inside the mask.
+
+        Returns
+        -------
+        Mask
+            With the same bits that the whole mask has there.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from dropfast import Mask
+        >>> mask, x = Mask((1024, 16), 0.5, key=3), np.ones((1024, 16))
+        >>> shard = mask.window(start=(512, 0), shape=(256, 16)).apply(x[512:768])
+        >>> np.array_equal(shard, mask.apply(x)[512:768])
+        True
+        """
+        first, lengths = _checks.window(self.shape, start, shape)
+        _, strides, index, *rest = self._recipe
+        index += sum(a * stride for a, stride in zip(first, strides, strict=True))
+        whole, origin = self._whole_and_origin()
+        origin = tuple(a + b for a, b in zip(origin, first, strict=True))
+        window = None if lengths == whole else (whole, origin)
+        return Mask._of(self._rate, self._shared_axes, (lengths, strides, index, *rest), window)
+
+    def _whole_and_origin(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return self._window or (self.shape, (0,) * len(self.shape))
+
+    def _value(self) -> tuple[Any, ...]:
+        whole, origin = self._whole_and_origin()
+        return whole, self._rate, self.key, self.draw, self._shared_axes, origin, self.shape
+
+    def __eq__(self, other: object) -> bool:
+        return self._value() == other._value() if isinstance(other, Mask) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._value())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, self._value()
+
+    def __repr__(self) -> str:
+        shared = f", shared_axes={self._shared_axes}" if self._shared_axes else ""
+        whole, origin = self._whole_and_origin()
+        part = f".window(start={origin}, shape={self.shape})" if self._window else ""
+        return f"Mask({whole}, {self._rate!r}, key={self.key}, draw={self.draw}{shared}){part}"
+
+
+def _rebuild(
+    whole: tuple[int, ...],
+    rate: float,
+    key: int,
+    draw: int,
+    shared_axes: tuple[int, ...],
+    origin: tuple[int, ...],
+    shape: tuple[int, ...],
+) -> Mask:
+    return Mask(whole, rate, key=key, draw=draw, shared_axes=shared_axes).window(origin, shape)

@@ -1,0 +1,152 @@
+"""The twin: the same two functions as the compiled backend, in NumPy, with the same bits.
+
+It is what runs where nothing could be compiled, and the second opinion in every test. The way is that of csrc/kernels.cpp:
+planes of 128 random bits a block, and only blocks that have an undecided element are drawn further.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from dropfast import _checks
+from dropfast._checks import Recipe
+
+Words: TypeAlias = npt.NDArray[np.uint64]
+
+# Philox4x32-10: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC11.
+MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
+WEYL = 0x9E3779B9, 0xBB67AE85
+ROUNDS = 10
+LOW = 0xFFFFFFFF
+
+BLOCK = 128  # elements that share one Philox call a plane
+PIECE = 1 << 17  # elements handled at a time: the temporaries stay in a cache of 1 MiB or so
+PLANES_AT_ONCE = 8, 2, 3, 4, 15  # all 32: most blocks need 8, and each step leaves a fraction of them
+
+
+# ---- draw --------------------------------------------------------------------------------------------------------------
+
+
+def _philox(w0: Any, w1: Any, w2: Any, w3: Any, key: int) -> tuple[Any, Any, Any, Any]:
+    """Philox4x32-10 on 32-bit words in uint64 arrays that broadcast: what is the same for all is computed once."""
+    k0, k1 = key & LOW, key >> 32
+    for _ in range(ROUNDS):
+        p0, p1 = w0 * MULTIPLIERS[0], w2 * MULTIPLIERS[1]
+        w0, w1, w2, w3 = (p1 >> 32) ^ (w1 ^ k0), p1 & LOW, (p0 >> 32) ^ (w3 ^ k1), p0 & LOW
+        k0, k1 = k0 + WEYL[0] & LOW, k1 + WEYL[1] & LOW
+    return w0, w1, w2, w3
+
+
+def _planes(blocks: Words, first: int, count: int, key: int, draw: int) -> Words:
+    """Planes `first` to `first + count` of the blocks, as (count, 2, blocks): two words of 64 bits for each block."""
+    k = np.arange(first, first + count, dtype=np.uint64)[:, None]
+    w0, w1, w2, w3 = _philox(blocks & LOW, blocks >> 32, draw, k, key)
+    return np.stack((w0 | w1 << 32, w2 | w3 << 32), axis=1)
+
+
+def _keep_bits(blocks: Words, key: int, draw: int, threshold: int) -> npt.NDArray[np.uint8]:
+    """Return the keep bits of the blocks, one byte a bit, as (blocks, 128)."""
+    if threshold in (0, 1 << 32):
+        return np.full((blocks.size, BLOCK), threshold == 0, np.uint8)
+    needed = 32 - (threshold & -threshold).bit_length() + 1  # below its lowest set bit nothing can be smaller
+    keep = np.empty((2, blocks.size), np.uint64)
+    todo = np.arange(blocks.size)
+    drop = np.zeros((2, blocks.size), np.uint64)
+    undecided = ~drop
+    k = 0
+    for at_once in PLANES_AT_ONCE:
+        for plane in _planes(blocks[todo], k, min(at_once, needed - k), key, draw):
+            if threshold >> (31 - k) & 1:
+                drop |= undecided & ~plane
+                undecided &= plane
+            else:
+                undecided &= ~plane
+            k += 1
+        keep[:, todo] = ~drop
+        more = undecided.any(axis=0)
+        if k == needed or not more.any():
+            break
+        todo, drop, undecided = todo[more], drop[:, more], undecided[:, more]
+    return np.unpackbits(keep.T.astype("<u8", order="C").view(np.uint8), axis=1, bitorder="little")
+
+
+def _keep(shape: tuple[int, ...], strides: tuple[int, ...], start: int, *recipe: int) -> npt.NDArray[np.uint8]:
+    """Return the keep bits of a small mask, one byte a bit, in the shape that broadcasts against x."""
+    noise_shape = tuple(n if stride else 1 for n, stride in zip(shape, strides, strict=True))
+    # Runs of consecutive indices: their starts, and the length they have in common.
+    starts, length, covered = np.array([start], np.uint64), 1, len(shape)
+    while covered > 0 and (noise_shape[covered - 1] == 1 or strides[covered - 1] == length):
+        length *= noise_shape[covered - 1]
+        covered -= 1
+    for n, stride in zip(noise_shape[:covered], strides, strict=False):
+        starts = (starts[:, None] + np.arange(n, dtype=np.uint64) * np.uint64(stride)).ravel()
+
+    offsets = (starts % BLOCK).astype(np.intp)
+    n_blocks = (int(offsets.max(initial=0)) + length + BLOCK - 1) // BLOCK
+    blocks = (starts // BLOCK)[:, None] + np.arange(n_blocks, dtype=np.uint64)
+    bits = _keep_bits(blocks.ravel(), *recipe).reshape(starts.size, n_blocks * BLOCK)
+    if starts.size == 1:
+        bits = bits[:, offsets[0] : offsets[0] + length]
+    else:
+        bits = np.take_along_axis(bits, offsets[:, None] + np.arange(length), axis=1)
+    return bits.reshape(noise_shape)
+
+
+# ---- select ------------------------------------------------------------------------------------------------------------
+
+
+def _select(x: npt.NDArray[Any], out: npt.NDArray[Any], keep: npt.NDArray[np.uint8], scale: float) -> None:
+    """Write x * scale where keep is 1 and +0.0 where it is 0: by masking the bits, for 0 * inf is NaN."""
+    unsigned = np.dtype(f"u{out.itemsize}")
+    if _checks.is_bfloat16(x.dtype):
+        wide = (x.view(np.uint16).astype(np.uint32) << 16).view(np.float32) * np.float32(scale)
+        bits = wide.view(np.uint32)
+        # Round to nearest even. A NaN that was widened has a low half of 0: nothing carries.
+        out.view(np.uint16)[...] = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16
+    elif out.dtype == np.float16:
+        np.copyto(out, x.astype(np.float32) * np.float32(scale), casting="same_kind")
+    else:
+        np.multiply(x, out.dtype.type(scale), out=out)
+    masked = out.view(unsigned)
+    masked &= np.negative(keep, dtype=unsigned)
+
+
+def _apply(x: npt.NDArray[Any], out: npt.NDArray[Any], strides: tuple[int, ...], start: int, *recipe: int) -> None:
+    if x.size <= PIECE:
+        _select(x, out, _keep(x.shape, strides, start, *recipe), _checks.scale(recipe[-1]))
+        return
+    # Halve an axis: one on which the mask moves on while the mask is large, then one that shares it.
+    size_of_mask = math.prod(n for n, stride in zip(x.shape, strides, strict=True) if stride)
+    wanted = [bool(stride) == (size_of_mask > PIECE // 16) for stride in strides]
+    axis = next((a for a, n in enumerate(x.shape) if n > 1 and wanted[a]), None)
+    if axis is None:
+        axis = next(a for a, n in enumerate(x.shape) if n > 1)
+    half = x.shape[axis] // 2
+    if half > 8 * BLOCK:
+        half -= half % (8 * BLOCK)  # whole blocks, where that is easily had
+    before, behind = (slice(None),) * axis + (slice(half),), (slice(None),) * axis + (slice(half, None),)
+    _apply(x[before], out[before], strides, start, *recipe)
+    _apply(x[behind], out[behind], strides, start + half * strides[axis], *recipe)
+
+
+# ---- the two functions of a backend ----------------------------------------------------------------------------------------
+
+
+def apply(x: Any, out: Any, recipe: Recipe) -> bool:
+    """See `dropfast._backend.Backend`."""
+    shape, strides, start, *rest = recipe
+    if _checks.fault(x, out, shape) is not None:
+        return False
+    with np.errstate(all="ignore"):  # inf and NaN are the user's; the compiled backend says nothing of them either
+        _apply(np.atleast_1d(x), np.atleast_1d(out), strides or (0,), start, *rest)
+    return True
+
+
+def packed(out: npt.NDArray[np.uint8], recipe: Recipe) -> None:
+    """See `dropfast._backend.Backend`."""
+    shape, strides, start, *rest = recipe
+    out[:] = np.packbits(_keep(shape, strides, start, *rest), bitorder="little")
