@@ -1,9 +1,11 @@
 // The contract of dropfast's compiled core with everybody who calls it: the Python module, Cython, C and C++.
 //
 // A mask is a recipe, not an array. Element (i_0, i_1, ...) of x has the index
+//
 //     i = start + i_0 * strides[0] + i_1 * strides[1] + ...
-// in the mask's whole shape; it is dropped if its 32-bit uniform U_i(key, draw) of stream v1 (docs/stream.md) is below the
-// threshold. An axis with stride 0 is shared: its elements have one bit in common.
+//
+// in the mask's whole shape; it is dropped if its 32-bit uniform U_i(key, draw) of stream v1 (docs/stream.md) is below
+// the threshold. An axis with stride 0 is shared: its elements have one bit in common.
 #ifndef DROPFAST_H_
 #define DROPFAST_H_
 
@@ -25,8 +27,8 @@ typedef enum dropfast_dtype {
 
 typedef struct dropfast_mask {
   uint64_t key;
-  uint64_t threshold;      // round_half_even(rate * 2^32), in [0, 2^32]
-  uint64_t start;          // index of the first element, in [0, 2^63)
+  uint64_t threshold;  // round_half_even(rate * 2^32), in [0, 2^32]
+  uint64_t start;      // index of the first element, in [0, 2^63)
   uint32_t draw;
   int32_t ndim;            // of x, in [0, DROPFAST_MAX_NDIM]
   const int64_t* shape;    // of x, in elements
@@ -40,8 +42,8 @@ typedef struct dropfast_api {
   // The threshold of a rate in [0, 1].
   uint64_t (*threshold)(double rate);
 
-  // out = x * scale where kept, +0.0 where dropped. Strides of x and out are in bytes, of any sign, and need not be aligned.
-  // out is x itself (in place) or does not overlap it.
+  // out = x * scale where kept, +0.0 where dropped. Strides of x and out are in bytes, of any sign, and need not be
+  // aligned. out is x itself (in place) or does not overlap it.
   void (*apply)(const dropfast_mask* mask, dropfast_dtype dtype, const void* x, const int64_t* x_strides, void* out,
                 const int64_t* out_strides);
 

@@ -21,7 +21,7 @@ namespace {
 
 constexpr int kItemSize[4] = {2, 2, 4, 8};  // by dropfast_dtype
 
-// ---- choice of kernels ----------------------------------------------------------------------------------------------
+// ---- choice of kernels
 
 const Isa* best_isa() {
   int n;
@@ -32,7 +32,7 @@ const Isa* best_isa() {
 
 std::atomic<const Isa*> chosen{best_isa()};
 
-// ---- axes -----------------------------------------------------------------------------------------------------------
+// ---- axes
 
 struct Axis {
   int64_t length;
@@ -45,8 +45,8 @@ bool continues(const Axis& outer, const Axis& inner) {
          outer.mask == inner.length * inner.mask;
 }
 
-// The same elements in the same order with as few axes as possible: an axis that goes on where the one inside it ends is
-// one with it. Returns how many; none for a single element.
+// The same elements in the same order with as few axes as possible: an axis that goes on where the one inside it ends
+// is one with it. Returns how many; none for a single element.
 int merge_axes(const dropfast_mask& mask, const int64_t* x_strides, const int64_t* out_strides, Axis* axes) {
   int n = 0;
   for (int d = 0; d < mask.ndim; ++d) {
@@ -73,7 +73,7 @@ void for_each(const Axis* axes, int n, const char* x, char* out, uint64_t index,
   }
 }
 
-// ---- bits -----------------------------------------------------------------------------------------------------------
+// ---- bits
 
 inline uint64_t low_bits(int64_t n) { return n < 64 ? (uint64_t{1} << n) - 1 : ~uint64_t{0}; }
 
@@ -95,7 +95,8 @@ void append_bits(uint64_t* to, int64_t at, const uint64_t* from, int64_t first, 
 template <class Use>
 class Batch {
  public:
-  Batch(const Kernels& kernels, const dropfast_mask& mask, const Use& use) : kernels_(kernels), mask_(mask), use_(use) {}
+  Batch(const Kernels& kernels, const dropfast_mask& mask, const Use& use)
+      : kernels_(kernels), mask_(mask), use_(use) {}
 
   // Sees to it that use(x, out, keep, first, n) is called for the n mask elements from `index` on, whole or in pieces,
   // where x and out advance by the strides of `run`.
@@ -143,7 +144,7 @@ class Batch {
   Run runs_[kBatchBlocks];
 };
 
-// ---- one piece of work, on one thread -------------------------------------------------------------------------------
+// ---- one piece of work, on one thread
 
 constexpr int64_t kPatternBits = 4096;  // bits of short runs, put together so that select gets a long one
 constexpr int64_t kLongRepeat = 64;     // from here on a bit's own elements are a run that is long enough
@@ -155,19 +156,25 @@ constexpr int64_t kLongRepeat = 64;     // from here on a bit's own elements are
 //   repeat   one bit for so many contiguous elements (1 but for spatial dropout)
 class Piece {
  public:
-  Piece(const Kernels& kernels, const dropfast_mask& mask, dropfast_dtype dtype, const Axis* axes, int n, bool streaming)
+  Piece(const Kernels& kernels, const dropfast_mask& mask, dropfast_dtype dtype, const Axis* axes, int n,
+        bool streaming)
       : kernels_(kernels),
         mask_(mask),
         select_(kernels.select[dtype]),
         size_(kItemSize[dtype]),
         scale_(mask.threshold >> 32 ? 0 : 0x1p32 / (double)((uint64_t{1} << 32) - mask.threshold)),
         streaming_(streaming) {
-    if (n > 0 && axes[n - 1].mask == 0 && axes[n - 1].x == size_ && axes[n - 1].out == size_) repeat_ = axes[--n].length;
+    if (n > 0 && axes[n - 1].mask == 0 && axes[n - 1].x == size_ && axes[n - 1].out == size_) {
+      repeat_ = axes[--n].length;
+    }
     run_ = {1, repeat_ * size_, repeat_ * size_, 1};
     int run = n - 1;
     while (run >= 0 && axes[run].mask == 0) --run;
-    if (run >= 0 && axes[run].mask == 1) run_ = axes[run];
-    else run = -1;
+    if (run >= 0 && axes[run].mask == 1) {
+      run_ = axes[run];
+    } else {
+      run = -1;
+    }
     for (int d = 0; d < n; ++d) {
       if (d != run) (axes[d].mask ? outer_[outer_n_++] : shared_[shared_n_++]) = axes[d];
     }
@@ -273,11 +280,7 @@ class Piece {
     });
   }
 
-  void copy_item(char* to, const char* from) const {
-    if (size_ == 4) memcpy(to, from, 4);
-    else if (size_ == 8) memcpy(to, from, 8);
-    else memcpy(to, from, 2);
-  }
+  void copy_item(char* to, const char* from) const { memcpy(to, from, (size_t)size_); }
 
   const Kernels& kernels_;
   const dropfast_mask& mask_;
@@ -292,13 +295,13 @@ class Piece {
   Axis outer_[DROPFAST_MAX_NDIM], shared_[DROPFAST_MAX_NDIM];
 };
 
-// ---- threads --------------------------------------------------------------------------------------------------------
+// ---- threads
 
-constexpr int64_t kElementsPerThread = 1 << 16;     // below, starting a thread costs more than it brings
+constexpr int64_t kElementsPerThread = 1 << 16;      // below, starting a thread costs more than it brings
 constexpr int64_t kStreamingBytes = 32 * (1 << 20);  // outputs from here on go past the caches
 
-// libgomp's threads do not survive a fork, and its next parallel region in the child waits for them for ever. They belong
-// to the thread that started them, though: a fresh thread gets a fresh team.
+// libgomp's threads do not survive a fork, and its next parallel region in the child waits for them for ever. They
+// belong to the thread that started them, though: a fresh thread gets a fresh team.
 std::atomic<bool> forked{false};
 [[maybe_unused]] const int at_fork = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
@@ -329,7 +332,7 @@ int axis_to_divide(const Axis* axes, int n, int threads) {
 
 }  // namespace
 
-// ---- the doors' functions -------------------------------------------------------------------------------------------
+// ---- the doors' functions
 
 uint64_t threshold(double rate) { return (uint64_t)nearbyint(rate * 0x1p32); }
 
@@ -362,7 +365,8 @@ void apply(const dropfast_mask* mask, dropfast_dtype dtype, const void* x, const
     mine[divided].length = end - begin;
     const Axis& axis = axes[divided];
     Piece(kernels, *mask, dtype, mine, n, streaming)
-        .apply((const char*)x + begin * axis.x, (char*)out + begin * axis.out, mask->start + (uint64_t)(begin * axis.mask));
+        .apply((const char*)x + begin * axis.x, (char*)out + begin * axis.out,
+               mask->start + (uint64_t)(begin * axis.mask));
   });
 }
 

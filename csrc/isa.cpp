@@ -4,8 +4,8 @@
 namespace dropfast {
 
 // DROPFAST_ISAS is X(name) for each one that CMake compiled, best first.
-#define X(isa)                \
-  namespace isa {             \
+#define X(isa)                  \
+  namespace isa {               \
   extern const Kernels kernels; \
   }
 DROPFAST_ISAS

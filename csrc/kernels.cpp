@@ -8,7 +8,7 @@ namespace dropfast {
 namespace DROPFAST_ISA {
 namespace {
 
-// ---- draw -----------------------------------------------------------------------------------------------------------
+// ---- draw
 
 constexpr int kChains = 2;  // vectors of blocks side by side
 constexpr int kGroup = kChains * kLanes64;
@@ -113,7 +113,7 @@ void draw(uint64_t key, uint32_t draw, uint64_t threshold, const uint64_t* block
   if (planes > kPlanesForAll) draw_undecided(philox, threshold, planes, blocks, n, keep, undecided);
 }
 
-// ---- select ---------------------------------------------------------------------------------------------------------
+// ---- select
 
 // A dtype is how a vector of it is read, and how it is written. Scaling and selecting happen in the compute type.
 struct Float16 {

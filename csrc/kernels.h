@@ -1,5 +1,5 @@
-// The table that each instruction set fills in, and the list of tables. Between the draw and the select stand only bits:
-// the draw never knows the dtype, the select never knows the generator.
+// The table that each instruction set fills in, and the list of tables. Between the draw and the select stand only
+// bits: the draw never knows the dtype, the select never knows the generator.
 #pragma once
 
 #include <stdint.h>
@@ -9,18 +9,19 @@ namespace dropfast {
 constexpr int kBlockBits = 128;    // stream v1: a Philox call gives one plane of 128 elements
 constexpr int kBatchBlocks = 128;  // drawn at a time: the bits of 16,384 elements are 2 KiB, and stay in L1
 constexpr int kBatchBits = kBatchBlocks * kBlockBits;
-constexpr int kDrawGroup = 16;     // draw() reads and writes whole groups: arrays are padded to a multiple of this
+constexpr int kDrawGroup = 16;  // draw() reads and writes whole groups: arrays are padded to a multiple of this
 
 typedef void (*Select)(const void* x, void* out, int64_t n, const uint64_t* keep, int64_t first, double scale,
                        bool streaming);
 
 struct Kernels {
-  // keep[2b], keep[2b + 1] = the 128 keep bits of blocks[b], for b < n <= kBatchBlocks, of the mask of key and draw at the
-  // threshold. blocks and keep are padded to a multiple of kDrawGroup blocks, and the padding of blocks is initialised.
+  // keep[2b], keep[2b + 1] = the 128 keep bits of blocks[b], for b < n <= kBatchBlocks, of the mask of key and draw
+  // at the threshold. blocks and keep are padded to a multiple of kDrawGroup blocks, and the padding of blocks is
+  // initialised.
   void (*draw)(uint64_t key, uint32_t draw, uint64_t threshold, const uint64_t* blocks, int n, uint64_t* keep);
 
-  // out[i] = x[i] * scale where bit `first + i` of keep is set, else +0.0; by dropfast_dtype. keep has one word behind its
-  // last bit. `streaming` stores past the caches.
+  // out[i] = x[i] * scale where bit `first + i` of keep is set, else +0.0; by dropfast_dtype. keep has one word
+  // behind its last bit. `streaming` stores past the caches.
   Select select[4];
 
   // Makes streaming stores visible to other threads.

@@ -1,7 +1,7 @@
 // The Python door: takes arrays and a recipe apart, releases the GIL, calls the engine.
 //
-// It raises nothing about arrays. What apply() cannot take it leaves untouched and answers False, and dropfast/_checks.py
-// finds the words.
+// It raises nothing about arrays. What apply() cannot take it leaves untouched and answers False, and
+// dropfast/_checks.py finds the words.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 

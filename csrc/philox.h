@@ -50,8 +50,8 @@ class Philox {
     return b;
   }
 
-  // Plane k: words 1:0 of each block's 128 bits in low, words 3:2 in high. Several vectors of blocks go side by side, for
-  // the multiplies of one chain hide the latency of the others.
+  // Plane k: words 1:0 of each block's 128 bits in low, words 3:2 in high. Several vectors of blocks go side by side,
+  // for the multiplies of one chain hide the latency of the others.
   template <int N>
   inline __attribute__((always_inline)) void plane(const Blocks (&b)[N], int k, u64v (&low)[N], u64v (&high)[N]) const {
     u64v w0[N], w1[N], w2[N], w3[N];

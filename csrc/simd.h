@@ -1,9 +1,9 @@
 // The vectors of one instruction set: everything in dropfast that differs between instruction sets is in this file.
 //
 // Arithmetic on these types is plain C++ (GCC's and Clang's vector extensions); what the compilers do not find by
-// themselves is an intrinsic: the widening multiply, three shuffles, the select by mask bits, the streaming store and the
-// half-precision conversions. No std templates here or in the other kernel headers: their inline functions would be
-// merged by the linker across instruction sets, and an old CPU would run the AVX-512 copy.
+// themselves is an intrinsic: the widening multiply, three shuffles, the select by mask bits, the streaming store and
+// the half-precision conversions. No std templates here or in the other kernel headers: their inline functions would
+// be merged by the linker across instruction sets, and an old CPU would run the AVX-512 copy.
 #pragma once
 
 #include <stdint.h>
@@ -49,10 +49,12 @@ inline void store(void* p, V v) {
   memcpy(p, &v, sizeof v);
 }
 
-// ---- widening multiply and shuffles of 64-bit lanes ----------------------------------------------------------------
-// mul_low: the 64-bit product of the low halves.   swap_halves: (low, high) -> (high, low) in each lane.
-// zip_low, zip_high: a and b interleaved, of the even and of the odd lanes.   zip_order: puts lanes where zip_low followed
-// by zip_high will bring them back into order.
+// ---- widening multiply and shuffles of 64-bit lanes
+//
+// mul_low        the 64-bit product of the low halves
+// swap_halves    (low, high) -> (high, low) in each lane
+// zip_low, _high a and b interleaved, of the even and of the odd lanes
+// zip_order      puts lanes where zip_low followed by zip_high brings them back into order
 #if defined(__AVX512F__)
 // maskz: the plain forms read an undefined vector in GCC's header, which warns (GCC bug 105593); the code is the same.
 inline u64v mul_low(u64v a, u64v b) { return (u64v)_mm512_maskz_mul_epu32(0xff, (__m512i)a, (__m512i)b); }
@@ -76,9 +78,7 @@ inline u64v zip_high(u64v a, u64v b) { return (u64v)_mm_unpackhi_epi64((__m128i)
 inline u64v zip_order(u64v a) { return a; }
 #else
 #if defined(DROPFAST_NEON)
-inline u64v mul_low(u64v a, u64v b) {
-  return (u64v)vmull_u32(vmovn_u64((uint64x2_t)a), vmovn_u64((uint64x2_t)b));
-}
+inline u64v mul_low(u64v a, u64v b) { return (u64v)vmull_u32(vmovn_u64((uint64x2_t)a), vmovn_u64((uint64x2_t)b)); }
 #else
 inline u64v mul_low(u64v a, u64v b) { return (a & 0xffffffffu) * (b & 0xffffffffu); }
 #endif
@@ -88,7 +88,8 @@ inline u64v zip_high(u64v a, u64v b) { return u64v{a[1], b[1]}; }
 inline u64v zip_order(u64v a) { return a; }
 #endif
 
-// ---- select by mask bits: lane l of group j stays if bit j * lanes + l of w is set, and becomes +0.0 otherwise ---------
+// ---- select by mask bits: lane l of group j stays if bit j * lanes + l of w is set, else it becomes +0.0
+
 #if defined(__AVX512F__)
 inline f32v keep_lanes(f32v y, uint64_t w, int j) {
   return (f32v)_mm512_maskz_mov_ps((__mmask16)(w >> (16 * j)), (__m512)y);
@@ -116,7 +117,8 @@ inline f64v keep_lanes(f64v y, uint64_t w, int j) {
 }
 #endif
 
-// ---- streaming store: past the caches, for outputs that would only push other data out; p is aligned to the vector ------
+// ---- streaming store: past the caches, which a large output would only empty of other data; p is aligned
+
 template <class V>
 inline void stream(void* p, V v) {
 #if defined(__AVX512F__)
@@ -143,7 +145,7 @@ inline void stream_fence() {  // streaming stores are weakly ordered: other thre
 #endif
 }
 
-// ---- half precision -----------------------------------------------------------------------------------------------
+// ---- half precision
 #if defined(__AVX512F__)
 inline f32v widen_f16(u16h h) { return (f32v)_mm512_maskz_cvtph_ps(0xffff, (__m256i)h); }
 inline u16h narrow_f16(f32v f) { return (u16h)_mm512_maskz_cvtps_ph(0xffff, (__m512)f, _MM_FROUND_TO_NEAREST_INT); }
@@ -158,12 +160,13 @@ inline u32v choose(u32v mask, u32v a, u32v b) { return (a & mask) | (b & ~mask);
 
 inline f32v widen_f16(u16h h) {
   const u32v u = __builtin_convertvector(h, u32v), magnitude = u & 0x7fff;
-  const u32v normal = (magnitude << 13) + (112u << 23);        // exponent bias 15 -> 127
-  const u32v special = normal + (112u << 23);                  // inf and NaN: exponent 31 -> 255
-  const f32v tiny = (f32v)((113u << 23) + (magnitude << 13)) - (f32v)splat32(113u << 23);  // subnormals: m * 2^-24, exact
-  const u32v quiet = (u32v)(magnitude > 0x7c00) & 0x400000;
+  // The exponent's bias goes from 15 to 127, and once more as far for inf and NaN, from 31 to 255.
+  const u32v normal = (magnitude << 13) + (112u << 23);
+  const u32v special = (normal + (112u << 23)) | ((u32v)(magnitude > 0x7c00) & 0x400000);  // NaN becomes quiet
+  // A subnormal m is (2^-14 + m * 2^-24) - 2^-14, exactly.
+  const f32v tiny = (f32v)((magnitude << 13) + (113u << 23)) - (f32v)splat32(113u << 23);
   u32v f = choose((u32v)(magnitude < 0x400), (u32v)tiny, normal);
-  f = choose((u32v)(magnitude > 0x7bff), special | quiet, f);
+  f = choose((u32v)(magnitude > 0x7bff), special, f);
   return (f32v)(f | (u & 0x8000) << 16);
 }
 

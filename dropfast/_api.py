@@ -34,11 +34,12 @@ def dropout(
     shared_axes : int or tuple of ints, default ()
         Axes along which all elements share their fate. ``0`` drops the same units for the whole batch.
     noise_shape : tuple of int or None, optional
-        The same in TensorFlow's words: the shape of the mask, with 1 on shared axes and the full length, or None, on others.
-        Give this or `shared_axes`.
+        The same in TensorFlow's words: the shape of the mask, with 1 on shared axes and the full length, or None, on
+        others. Give this or `shared_axes`.
     rng : None, int, sequence of ints, SeedSequence, BitGenerator or Generator, optional
-        Where the mask's key comes from: 64 bits of `numpy.random.default_rng` of it, or of the system's entropy for None. A
-        Generator moves on by one raw draw, so each call has a mask of its own; an int gives the same mask each time.
+        Where the mask's key comes from: 64 bits of `numpy.random.default_rng` of it, or of the system's entropy for
+        None. A Generator moves on by one raw draw, so each call has a mask of its own; an int gives the same mask
+        each time.
     out : numpy.ndarray, optional
         Where to write; of the shape and dtype of `x`. May be `x` itself, and must not overlap it otherwise.
 
@@ -50,8 +51,8 @@ def dropout(
     Raises
     ------
     TypeError, ValueError
-        For an argument of the wrong kind or out of range. The message names it, what came and what is allowed; nothing has
-        been written then.
+        For an argument of the wrong kind or out of range. The message names it, what came and what is allowed;
+        nothing has been written then.
 
     See Also
     --------
@@ -60,13 +61,13 @@ def dropout(
 
     Notes
     -----
-    For a given key the result is the same bit for bit for every thread count, instruction set, memory layout and backend
-    (stream v1, docs/stream.md). Dropped elements are +0.0 whatever they were, NaN and inf too.
+    For a given key the result is the same bit for bit for every thread count, instruction set, memory layout and
+    backend (stream v1, docs/stream.md). Dropped elements are +0.0 whatever they were, NaN and inf too.
 
     References
     ----------
-    .. [1] Srivastava, Hinton, Krizhevsky, Sutskever and Salakhutdinov, "Dropout: a simple way to prevent neural networks from
-       overfitting", JMLR 15, 2014.
+    .. [1] Srivastava, Hinton, Krizhevsky, Sutskever and Salakhutdinov, "Dropout: a simple way to prevent neural
+       networks from overfitting", JMLR 15, 2014.
 
     Examples
     --------
@@ -91,7 +92,7 @@ def _mask_for(
     key: int,
     draw: int,
 ) -> Mask:
-    shape = x.shape if isinstance(x, np.ndarray) else np.shape(x)
+    shape = np.shape(x)
     _, strides, shared_axes = _checks.sharing(shape, shared_axes, noise_shape)
     return Mask._of(rate, shared_axes, (shape, strides, 0, key, draw, _checks.threshold(rate)))
 
@@ -130,9 +131,9 @@ class Dropout:
 
     Notes
     -----
-    Threads may share a layer: no draw is given twice. `backward` belongs to the last call, though, whoever made it; threads
-    that train keep the `Mask` of their own call, or have a layer each. After 2**32 draws a call is an error rather than a
-    repeated mask.
+    Threads may share a layer: no draw is given twice. `backward` belongs to the last call, though, whoever made it;
+    threads that train keep the `Mask` of their own call, or have a layer each. After 2**32 draws a call is an error
+    rather than a repeated mask.
 
     Examples
     --------
@@ -206,7 +207,9 @@ class Dropout:
         with self._lock:
             draw = self._draw
             if draw >> 32:
-                raise OverflowError(f"the layer's key {self._key} has given its 2**32 masks; load a state with another key")
+                raise OverflowError(
+                    f"the layer's key {self._key} has given its 2**32 masks; load a state with another key"
+                )
             self._draw = draw + 1
         mask = _mask_for(x, self._rate, self._shared_axes, self._noise_shape, self._key, draw)
         y = mask.apply(x)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from typing import Protocol
 
@@ -26,54 +25,73 @@ class Backend(Protocol):
         """Write the bits of the mask in C order (1 = kept, little bit order)."""
 
 
-def _import_native() -> Backend | None:
-    """Return the compiled backend, or None if it was not built. One that is broken is an error, not a slow day."""
+class Native(Backend, Protocol):
+    """What the compiled backend has besides: see `dropfast/_native.pyi`."""
+
+    def isas(self) -> tuple[str, ...]:
+        """Return the instruction sets that this machine has kernels for, best first."""
+
+    def isa(self) -> str:
+        """Return the one in use."""
+
+    def use_isa(self, name: str) -> bool:
+        """Switch to one; False if it is not there."""
+
+    def openmp(self) -> bool:
+        """Return whether it was built with OpenMP."""
+
+    def max_threads(self) -> int:
+        """Return how many threads a big call from this thread would use."""
+
+
+def _import_native() -> Native | None:
+    """Return the compiled backend, None if it was not built. One that is broken is an error, not a slow day."""
     try:
-        return importlib.import_module("dropfast._native")
+        import dropfast._native as module
     except ModuleNotFoundError as error:
         if error.name != "dropfast._native":
             raise
         return None
+    return module
 
 
 native = _import_native()
-active: Backend = _numpy if native is None else native
+active: Backend = native or _numpy
 
 
 def available() -> tuple[str, ...]:
     """Return the names that `use` takes on this machine, best first: 'native:avx2', ..., 'numpy'."""
-    isas = [] if native is None else [f"native:{isa}" for isa in native.isas()]
-    return (*isas, "numpy")
+    isas = native.isas() if native else ()
+    return (*(f"native:{isa}" for isa in isas), "numpy")
 
 
 def current() -> str:
     """Return the name of the backend in use."""
-    return "numpy" if active is _numpy else f"native:{native.isa()}"
+    return f"native:{native.isa()}" if native and active is native else "numpy"
 
 
 def use(name: str) -> None:
-    """Switch to a backend of `available()`, for this whole process. For tests and benchmarks."""
+    """Switch to a backend of `available()`, for the whole process. For tests and benchmarks."""
     global active
     if name not in available():
         raise ValueError(f"backend must be one of {', '.join(available())}, got {name!r}")
-    if name == "numpy":
-        active = _numpy
-    else:
+    active = _numpy
+    if native and name != "numpy":
+        native.use_isa(name.removeprefix("native:"))
         active = native
-        native.use_isa(name.partition(":")[2])
 
 
 def _use_environment() -> None:
     """Obey DROPFAST_BACKEND and DROPFAST_ISA; what they ask for and cannot have is an error."""
-    backends = ("numpy",) if native is None else ("native", "numpy")
+    backends = ("native", "numpy") if native else ("numpy",)
     backend = os.environ.get("DROPFAST_BACKEND") or backends[0]
     if backend not in backends:
         raise ValueError(f"DROPFAST_BACKEND must be one of {', '.join(backends)} here, got {backend!r}")
-    isas = native.isas() if backend == "native" else ()
-    isa = os.environ.get("DROPFAST_ISA") or (isas[0] if isas else "")
+    isas = native.isas() if native and backend == "native" else ()
+    isa = os.environ.get("DROPFAST_ISA") or next(iter(isas), "")
     if isa and isa not in isas:
-        allowed = f"one of {', '.join(isas)}" if isas else "unset for the numpy backend"
-        raise ValueError(f"DROPFAST_ISA must be {allowed} here, got {isa!r}")
+        allowed = f"one of {', '.join(isas)} here" if isas else "unset with the numpy backend"
+        raise ValueError(f"DROPFAST_ISA must be {allowed}, got {isa!r}")
     use(f"native:{isa}" if isas else "numpy")
 
 

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 #: (shape of x, index strides, index of the first element, key, draw, threshold). Element (i, j, ...) of x has the index
 #: ``start + i * strides[0] + j * strides[1] + ...`` in the mask's whole shape; the stride is 0 on shared axes.
@@ -26,7 +25,7 @@ MAX_NDIM = 64  # NumPy 2's limit
 MAX_ELEMENTS = 2**63  # indices stay positive in 64 bits, signed or not
 
 
-# ---- the numbers of a mask ---------------------------------------------------------------------------------------------
+# ---- the numbers of a mask -----------------------------------------------------------------------
 
 
 def rate(value: Any) -> float:
@@ -75,7 +74,7 @@ def new_key(rng: RNGLike | SeedLike | None) -> int:
     return int(rng.bit_generator.random_raw())  # takes the bit generator's lock itself
 
 
-# ---- shapes ------------------------------------------------------------------------------------------------------------
+# ---- shapes --------------------------------------------------------------------------------------
 
 
 def _integer(name: str, value: Any) -> int:
@@ -129,7 +128,7 @@ def sharing(
         raise TypeError(f"noise_shape must be a sequence of integers and None, got {noise_shape!r}") from None
     if len(lengths) != len(shape) or any(n not in (None, 1, full) for n, full in zip(lengths, shape, strict=True)):
         raise ValueError(
-            f"noise_shape must have one entry an axis, each 1 (shared), the length of the axis or None (full); "
+            "noise_shape must have one entry an axis, each 1 (shared), the axis's length or None (full); "
             f"for the shape {shape} got {lengths}"
         )
     return _sharing(shape, tuple(axis for axis, n in enumerate(lengths) if n == 1))
@@ -181,7 +180,7 @@ def window(
     return first, lengths
 
 
-# ---- arrays ------------------------------------------------------------------------------------------------------------
+# ---- arrays --------------------------------------------------------------------------------------
 
 _FLOATS = frozenset(map(np.dtype, (np.float16, np.float32, np.float64)))
 
@@ -192,7 +191,7 @@ def takes(dtype: np.dtype[Any]) -> bool:
 
 
 def is_bfloat16(dtype: np.dtype[Any]) -> bool:
-    """Return whether this is the bfloat16 of ml_dtypes, by its name: importing ml_dtypes to ask would be a dependency."""
+    """Return whether this is the bfloat16 of ml_dtypes, by its name: importing ml_dtypes to ask would need it."""
     return dtype.type.__module__ == "ml_dtypes" and dtype.type.__name__ == "bfloat16"
 
 

@@ -26,9 +26,9 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] |
     Returns
     -------
     dict or None
-        ``version``, ``stream``, ``backend`` in use ('native' or 'numpy'), ``isa`` in use (None for 'numpy'), ``available``
-        (what DROPFAST_BACKEND and DROPFAST_ISA may choose here, best first), ``openmp``, ``threads`` (that a big call from
-        this thread would use).
+        ``version``, ``stream``, ``backend`` in use ('native' or 'numpy'), ``isa`` in use (None for 'numpy'),
+        ``available`` (what DROPFAST_BACKEND and DROPFAST_ISA may choose here, best first), ``openmp``, ``threads``
+        (that a big call from this thread would use).
 
     Raises
     ------

@@ -15,9 +15,9 @@ from dropfast import _backend, _checks
 class Mask:
     """A dropout mask as a recipe: nothing is drawn before it is used, and nothing is stored after.
 
-    Whether an element is dropped is a pure function of (key, draw, the element's index, rate), the same for every thread
-    count, instruction set, memory layout and backend: "stream v1" of docs/stream.md. So the backward pass applies the same
-    mask again instead of keeping it, and a shard computes its own window of it.
+    Whether an element is dropped is a pure function of (key, draw, the element's index, rate), the same for every
+    thread count, instruction set, memory layout and backend: "stream v1" of docs/stream.md. So the backward pass
+    applies the same mask again instead of keeping it, and a shard computes its own window of it.
 
     Parameters
     ----------
@@ -32,8 +32,8 @@ class Mask:
     shared_axes : int or tuple of ints, default ()
         Axes along which all elements have one bit in common. ``shared_axes=0`` drops the same units for a whole batch.
     noise_shape : tuple of int or None, optional
-        The same in TensorFlow's words: the shape of the mask, with 1 on shared axes and the full length, or None, on others.
-        Give this or `shared_axes`.
+        The same in TensorFlow's words: the shape of the mask, with 1 on shared axes and the full length, or None, on
+        others. Give this or `shared_axes`.
 
     Attributes
     ----------
@@ -49,13 +49,13 @@ class Mask:
 
     Notes
     -----
-    Masks of one key and draw are nested: what rate 0.1 drops, rate 0.3 drops too. Masks are immutable, compare and hash by
-    value, can be pickled, and are safe to use from many threads.
+    Masks of one key and draw are nested: what rate 0.1 drops, rate 0.3 drops too. Masks are immutable, compare and
+    hash by value, can be pickled, and are safe to use from many threads.
 
     References
     ----------
-    .. [1] Srivastava, Hinton, Krizhevsky, Sutskever and Salakhutdinov, "Dropout: a simple way to prevent neural networks from
-       overfitting", JMLR 15, 2014.
+    .. [1] Srivastava, Hinton, Krizhevsky, Sutskever and Salakhutdinov, "Dropout: a simple way to prevent neural
+       networks from overfitting", JMLR 15, 2014.
     .. [2] Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC11.
 
     Examples
@@ -75,7 +75,7 @@ class Mask:
     _rate: float
     _recipe: _checks.Recipe
     _shared_axes: tuple[int, ...]
-    _window: tuple[tuple[int, ...], tuple[int, ...]] | None  # of a part: the whole mask's shape, and where the part begins
+    _window: tuple[tuple[int, ...], tuple[int, ...]] | None  # a part's whole shape, and where it begins there
 
     def __init__(
         self,
@@ -172,8 +172,9 @@ class Mask:
 
         Notes
         -----
-        Dropped elements are +0.0 whatever they were, NaN and inf too; a kept NaN stays NaN. 16-bit types are multiplied in
-        float32 and rounded to nearest even once. The mask follows the index, so the result does not depend on the layout.
+        Dropped elements are +0.0 whatever they were, NaN and inf too; a kept NaN stays NaN. 16-bit types are
+        multiplied in float32 and rounded to nearest even once. The mask follows the index, so the result does not
+        depend on the layout.
 
         Examples
         --------
@@ -186,7 +187,7 @@ class Mask:
         if out is None:
             out = np.empty_like(x, subok=False)
         if not _backend.active.apply(x, out, self._recipe):
-            raise _checks.fault(x, out, self.shape) or SystemError("the backend refused arrays that nothing is wrong with")
+            raise _checks.fault(x, out, self.shape) or SystemError("the backend refused arrays with no fault")
         return out
 
     def keep(self) -> npt.NDArray[np.bool_]:
@@ -210,8 +211,8 @@ class Mask:
         Returns
         -------
         numpy.ndarray of uint8
-            ``ceil(size / 8)`` bytes; element i is bit ``i % 8`` of byte ``i // 8`` (NumPy's ``bitorder="little"``), and unused
-            bits are 0.
+            ``ceil(size / 8)`` bytes; element i is bit ``i % 8`` of byte ``i // 8`` (NumPy's ``bitorder="little"``),
+            and unused bits are 0.
 
         Examples
         --------
@@ -219,10 +220,10 @@ class Mask:
         >>> Mask(64, 0.5, key=0).packed().tobytes().hex()
         'd5e827668dc569e1'
         """
-        _, strides, *rest = self._recipe
+        _, strides, start, key, draw, threshold = self._recipe
         noise_shape = self.noise_shape
         out = np.empty((math.prod(noise_shape) + 7) // 8, np.uint8)
-        _backend.active.packed(out, (noise_shape, strides, *rest))
+        _backend.active.packed(out, (noise_shape, strides, start, key, draw, threshold))
         return out
 
     def window(
@@ -252,12 +253,12 @@ class Mask:
         True
         """
         first, lengths = _checks.window(self.shape, start, shape)
-        _, strides, index, *rest = self._recipe
+        _, strides, index, key, draw, threshold = self._recipe
         index += sum(a * stride for a, stride in zip(first, strides, strict=True))
         whole, origin = self._whole_and_origin()
         origin = tuple(a + b for a, b in zip(origin, first, strict=True))
         window = None if lengths == whole else (whole, origin)
-        return Mask._of(self._rate, self._shared_axes, (lengths, strides, index, *rest), window)
+        return Mask._of(self._rate, self._shared_axes, (lengths, strides, index, key, draw, threshold), window)
 
     def _whole_and_origin(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return self._window or (self.shape, (0,) * len(self.shape))

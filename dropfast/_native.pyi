@@ -1,4 +1,4 @@
-"""The compiled backend (csrc/module.cpp): the two functions of `dropfast._backend.Backend`, and what it is made of."""
+"""The compiled backend (csrc/module.cpp); what the functions do is said in `dropfast._backend`."""
 
 from typing import Any
 

@@ -1,12 +1,14 @@
 """The twin: the same two functions as the compiled backend, in NumPy, with the same bits.
 
-It is what runs where nothing could be compiled, and the second opinion in every test. The way is that of csrc/kernels.cpp:
-planes of 128 random bits a block, and only blocks that have an undecided element are drawn further.
+It is what runs where nothing could be compiled, and the second opinion in every test. The way is that of
+csrc/kernels.cpp: planes of 128 random bits a block, and only blocks with an undecided element are drawn further.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from types import EllipsisType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -24,11 +26,11 @@ ROUNDS = 10
 LOW = 0xFFFFFFFF
 
 BLOCK = 128  # elements that share one Philox call a plane
-PIECE = 1 << 17  # elements handled at a time: the temporaries stay in a cache of 1 MiB or so
+PIECE = 1 << 18  # elements handled at a time: enough to hide NumPy's cost per call, and temporaries of 3 MiB
 PLANES_AT_ONCE = 8, 2, 3, 4, 15  # all 32: most blocks need 8, and each step leaves a fraction of them
 
 
-# ---- draw --------------------------------------------------------------------------------------------------------------
+# ---- draw ----------------------------------------------------------------------------------------
 
 
 def _philox(w0: Any, w1: Any, w2: Any, w3: Any, key: int) -> tuple[Any, Any, Any, Any]:
@@ -78,16 +80,17 @@ def _keep(shape: tuple[int, ...], strides: tuple[int, ...], start: int, *recipe:
     """Return the keep bits of a small mask, one byte a bit, in the shape that broadcasts against x."""
     noise_shape = tuple(n if stride else 1 for n, stride in zip(shape, strides, strict=True))
     # Runs of consecutive indices: their starts, and the length they have in common.
-    starts, length, covered = np.array([start], np.uint64), 1, len(shape)
+    starts: Words = np.array([start], np.uint64)
+    length, covered = 1, len(shape)
     while covered > 0 and (noise_shape[covered - 1] == 1 or strides[covered - 1] == length):
         length *= noise_shape[covered - 1]
         covered -= 1
     for n, stride in zip(noise_shape[:covered], strides, strict=False):
         starts = (starts[:, None] + np.arange(n, dtype=np.uint64) * np.uint64(stride)).ravel()
 
-    offsets = (starts % BLOCK).astype(np.intp)
+    offsets = (starts & (BLOCK - 1)).astype(np.intp)
     n_blocks = (int(offsets.max(initial=0)) + length + BLOCK - 1) // BLOCK
-    blocks = (starts // BLOCK)[:, None] + np.arange(n_blocks, dtype=np.uint64)
+    blocks: Words = (starts >> 7)[:, None] + np.arange(n_blocks, dtype=np.uint64)
     bits = _keep_bits(blocks.ravel(), *recipe).reshape(starts.size, n_blocks * BLOCK)
     if starts.size == 1:
         bits = bits[:, offsets[0] : offsets[0] + length]
@@ -96,7 +99,7 @@ def _keep(shape: tuple[int, ...], strides: tuple[int, ...], start: int, *recipe:
     return bits.reshape(noise_shape)
 
 
-# ---- select ------------------------------------------------------------------------------------------------------------
+# ---- select --------------------------------------------------------------------------------------
 
 
 def _select(x: npt.NDArray[Any], out: npt.NDArray[Any], keep: npt.NDArray[np.uint8], scale: float) -> None:
@@ -115,25 +118,30 @@ def _select(x: npt.NDArray[Any], out: npt.NDArray[Any], keep: npt.NDArray[np.uin
     masked &= np.negative(keep, dtype=unsigned)
 
 
-def _apply(x: npt.NDArray[Any], out: npt.NDArray[Any], strides: tuple[int, ...], start: int, *recipe: int) -> None:
-    if x.size <= PIECE:
-        _select(x, out, _keep(x.shape, strides, start, *recipe), _checks.scale(recipe[-1]))
+def _pieces(
+    strides: tuple[int, ...], start: int, place: tuple[slice, ...]
+) -> Iterator[tuple[tuple[EllipsisType | slice, ...], int]]:
+    """Cut a place in an array into pieces of at most PIECE elements, each with the index that it starts at."""
+    lengths = [along.stop - along.start for along in place]
+    if math.prod(lengths) <= PIECE:
+        yield (..., *place), start  # the ellipsis makes a view of it even where there are no axes
         return
     # Halve an axis: one on which the mask moves on while the mask is large, then one that shares it.
-    size_of_mask = math.prod(n for n, stride in zip(x.shape, strides, strict=True) if stride)
-    wanted = [bool(stride) == (size_of_mask > PIECE // 16) for stride in strides]
-    axis = next((a for a, n in enumerate(x.shape) if n > 1 and wanted[a]), None)
-    if axis is None:
-        axis = next(a for a, n in enumerate(x.shape) if n > 1)
-    half = x.shape[axis] // 2
+    mask_is_large = math.prod(n for n, stride in zip(lengths, strides, strict=True) if stride) > PIECE // 16
+    long = [axis for axis, n in enumerate(lengths) if n > 1]
+    axis = next((axis for axis in long if bool(strides[axis]) == mask_is_large), long[0])
+    half = lengths[axis] // 2
     if half > 8 * BLOCK:
         half -= half % (8 * BLOCK)  # whole blocks, where that is easily had
-    before, behind = (slice(None),) * axis + (slice(half),), (slice(None),) * axis + (slice(half, None),)
-    _apply(x[before], out[before], strides, start, *recipe)
-    _apply(x[behind], out[behind], strides, start + half * strides[axis], *recipe)
+    cut = place[axis].start + half
+    for part, first in (
+        (slice(place[axis].start, cut), start),
+        (slice(cut, place[axis].stop), start + half * strides[axis]),
+    ):
+        yield from _pieces(strides, first, (*place[:axis], part, *place[axis + 1 :]))
 
 
-# ---- the two functions of a backend ----------------------------------------------------------------------------------------
+# ---- the two functions of a backend --------------------------------------------------------------
 
 
 def apply(x: Any, out: Any, recipe: Recipe) -> bool:
@@ -141,12 +149,18 @@ def apply(x: Any, out: Any, recipe: Recipe) -> bool:
     shape, strides, start, *rest = recipe
     if _checks.fault(x, out, shape) is not None:
         return False
+    scale = _checks.scale(recipe[-1])
     with np.errstate(all="ignore"):  # inf and NaN are the user's; the compiled backend says nothing of them either
-        _apply(np.atleast_1d(x), np.atleast_1d(out), strides or (0,), start, *rest)
+        for place, first in _pieces(strides, start, tuple(slice(0, n) for n in shape)):
+            part = out[place]
+            _select(x[place], part, _keep(part.shape, strides, first, *rest), scale)
     return True
 
 
 def packed(out: npt.NDArray[np.uint8], recipe: Recipe) -> None:
     """See `dropfast._backend.Backend`."""
     shape, strides, start, *rest = recipe
-    out[:] = np.packbits(_keep(shape, strides, start, *rest), bitorder="little")
+    keep = np.empty(shape, np.uint8)
+    for place, first in _pieces(strides, start, tuple(slice(0, n) for n in shape)):
+        keep[place] = _keep(keep[place].shape, strides, first, *rest)
+    out[:] = np.packbits(keep, bitorder="little")

@@ -1,0 +1,53 @@
+"""The command line: ``python -m dropfast info`` and ``python -m dropfast demo``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from dropfast._config import __version__, show_config
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The words after ``python -m dropfast``; by default those of this process.
+
+    Returns
+    -------
+    int
+        The exit status.
+    """
+    parser = argparse.ArgumentParser(prog="python -m dropfast", description="Dropout for CPUs at the speed of memory.")
+    parser.add_argument("--version", action="version", version=f"dropfast {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands.add_parser("info", help="say which backend, instruction set and threads run here")
+    demo = commands.add_parser(
+        "demo", help="show both kinds of mask: an example, speed, training on real data, gradient noise"
+    )
+    demo.add_argument(
+        "--out", type=Path, default=Path("dropfast-demo.png"), metavar="PATH.png", help="the picture (default: %(default)s)"
+    )
+    demo.add_argument("--quick", action="store_true", help="fewer seeds and masks: seconds instead of a minute")
+    arguments = parser.parse_args(argv)
+
+    if arguments.command == "info":
+        show_config()
+    elif arguments.command == "demo":
+        # Known before a minute has been spent on what could not be saved.
+        if arguments.out.suffix != ".png" or not arguments.out.absolute().parent.is_dir():
+            demo.error(f"--out must be a .png file in a folder that exists, got {arguments.out}")
+        from dropfast.demo import run
+
+        run(arguments.out, quick=arguments.quick)
+    else:
+        parser.print_help()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
