@@ -115,34 +115,30 @@ void draw(uint64_t key, uint32_t draw, uint64_t threshold, const uint64_t* block
 
 // ---- select
 
-// A dtype is how a vector of it is read, and how it is written. Scaling and selecting happen in the compute type.
+// A dtype is an element, the type it is scaled in, and how a vector of it is scaled.
 struct Float16 {
   typedef uint16_t Element;
   typedef float Scale;
-  typedef u16h Stored;
-  static f32v read(const void* p) { return widen_f16(load<u16h>(p)); }
-  static u16h written(f32v y) { return narrow_f16(y); }
+  typedef u16v Vector;
+  static u16v scaled(u16v x, float scale) { return scale_f16(x, scale); }
 };
 struct BFloat16 {
   typedef uint16_t Element;
   typedef float Scale;
-  typedef u16h Stored;
-  static f32v read(const void* p) { return widen_bf16(load<u16h>(p)); }
-  static u16h written(f32v y) { return narrow_bf16(y); }
+  typedef u16v Vector;
+  static u16v scaled(u16v x, float scale) { return scale_bf16(x, scale); }
 };
 struct Float32 {
   typedef float Element;
   typedef float Scale;
-  typedef f32v Stored;
-  static f32v read(const void* p) { return load<f32v>(p); }
-  static f32v written(f32v y) { return y; }
+  typedef f32v Vector;
+  static f32v scaled(f32v x, float scale) { return x * scale; }
 };
 struct Float64 {
   typedef double Element;
   typedef double Scale;
-  typedef f64v Stored;
-  static f64v read(const void* p) { return load<f64v>(p); }
-  static f64v written(f64v y) { return y; }
+  typedef f64v Vector;
+  static f64v scaled(f64v x, double scale) { return x * scale; }
 };
 
 // The 64 bits from `bit` on.
@@ -153,14 +149,14 @@ inline uint64_t bits_at(const uint64_t* keep, int64_t bit) {
 }
 
 template <class D>
-inline typename D::Stored one_vector(const void* x, typename D::Scale scale, uint64_t w, int j) {
-  return D::written(keep_lanes(D::read(x) * scale, w, j));
+inline typename D::Vector one_vector(const void* x, typename D::Scale scale, uint64_t w, int j) {
+  return keep_lanes(D::scaled(load<typename D::Vector>(x), scale), w, j);
 }
 
 // Fewer elements than a vector has: through a vector of their own, so that nothing outside x and out is touched.
 template <class D>
 inline void part_of_vector(const char* x, char* out, int64_t n, typename D::Scale scale, uint64_t w) {
-  char buffer[sizeof(typename D::Stored)] = {};
+  char buffer[kBytes] = {};
   memcpy(buffer, x, (size_t)n * sizeof(typename D::Element));
   store(buffer, one_vector<D>(buffer, scale, w, 0));
   memcpy(out, buffer, (size_t)n * sizeof(typename D::Element));
@@ -168,10 +164,10 @@ inline void part_of_vector(const char* x, char* out, int64_t n, typename D::Scal
 
 template <class D, bool kStreaming>
 void select_run(const char* x, char* out, int64_t n, const uint64_t* keep, int64_t first, typename D::Scale scale) {
-  constexpr int kSize = sizeof(typename D::Element), kVector = sizeof(typename D::Stored), kLanes = kVector / kSize;
+  constexpr int kSize = sizeof(typename D::Element), kLanes = kBytes / kSize;
   int64_t i = 0;
   if (kStreaming) {  // whole vectors only at aligned addresses
-    i = (int64_t)(-(uintptr_t)out % kVector / kSize);
+    i = (int64_t)(-(uintptr_t)out % kBytes / kSize);
     if (i > n) i = n;
     part_of_vector<D>(x, out, i, scale, bits_at(keep, first));
   }
@@ -181,11 +177,11 @@ void select_run(const char* x, char* out, int64_t n, const uint64_t* keep, int64
     char* to = out + i * kSize;
 #pragma GCC unroll 32
     for (int j = 0; j < 64 / kLanes; ++j) {
-      const typename D::Stored y = one_vector<D>(from + j * kVector, scale, w, j);
+      const typename D::Vector y = one_vector<D>(from + j * kBytes, scale, w, j);
       if (kStreaming) {
-        stream(to + j * kVector, y);
+        stream(to + j * kBytes, y);
       } else {
-        store(to + j * kVector, y);
+        store(to + j * kBytes, y);
       }
     }
   }

@@ -25,16 +25,19 @@ constexpr int kBytes = 32;
 #else
 constexpr int kBytes = 16;
 #endif
+constexpr int kLanes16 = kBytes / 2;
 constexpr int kLanes32 = kBytes / 4;
 constexpr int kLanes64 = kBytes / 8;
 
 typedef uint64_t u64v __attribute__((vector_size(kBytes)));
 typedef uint32_t u32v __attribute__((vector_size(kBytes)));
+typedef int32_t i32v __attribute__((vector_size(kBytes)));
+typedef uint16_t u16v __attribute__((vector_size(kBytes)));
 typedef float f32v __attribute__((vector_size(kBytes)));
 typedef double f64v __attribute__((vector_size(kBytes)));
-typedef uint16_t u16h __attribute__((vector_size(kBytes / 2)));  // as many lanes as f32v
 
 inline u64v splat64(uint64_t s) { return u64v{} + s; }
+inline u16v splat16(uint16_t s) { return u16v{} + s; }
 inline u32v splat32(uint32_t s) { return u32v{} + s; }
 
 template <class V>
@@ -56,13 +59,12 @@ inline void store(void* p, V v) {
 // zip_low, _high a and b interleaved, of the even and of the odd lanes
 // zip_order      puts lanes where zip_low followed by zip_high brings them back into order
 #if defined(__AVX512F__)
-// maskz: the plain forms read an undefined vector in GCC's header, which warns (GCC bug 105593); the code is the same.
-inline u64v mul_low(u64v a, u64v b) { return (u64v)_mm512_maskz_mul_epu32(0xff, (__m512i)a, (__m512i)b); }
-inline u64v swap_halves(u64v a) { return (u64v)_mm512_maskz_shuffle_epi32(0xffff, (__m512i)a, _MM_PERM_CDAB); }
-inline u64v zip_low(u64v a, u64v b) { return (u64v)_mm512_maskz_unpacklo_epi64(0xff, (__m512i)a, (__m512i)b); }
-inline u64v zip_high(u64v a, u64v b) { return (u64v)_mm512_maskz_unpackhi_epi64(0xff, (__m512i)a, (__m512i)b); }
+inline u64v mul_low(u64v a, u64v b) { return (u64v)_mm512_mul_epu32((__m512i)a, (__m512i)b); }
+inline u64v swap_halves(u64v a) { return (u64v)_mm512_shuffle_epi32((__m512i)a, _MM_PERM_CDAB); }
+inline u64v zip_low(u64v a, u64v b) { return (u64v)_mm512_unpacklo_epi64((__m512i)a, (__m512i)b); }
+inline u64v zip_high(u64v a, u64v b) { return (u64v)_mm512_unpackhi_epi64((__m512i)a, (__m512i)b); }
 inline u64v zip_order(u64v a) {
-  return (u64v)_mm512_maskz_permutexvar_epi64(0xff, _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0), (__m512i)a);
+  return (u64v)_mm512_permutexvar_epi64(_mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0), (__m512i)a);
 }
 #elif defined(__AVX2__)
 inline u64v mul_low(u64v a, u64v b) { return (u64v)_mm256_mul_epu32((__m256i)a, (__m256i)b); }
@@ -88,9 +90,12 @@ inline u64v zip_high(u64v a, u64v b) { return u64v{a[1], b[1]}; }
 inline u64v zip_order(u64v a) { return a; }
 #endif
 
-// ---- select by mask bits: lane l of group j stays if bit j * lanes + l of w is set, else it becomes +0.0
+// ---- select by mask bits: lane l of group j stays if bit j * lanes + l of w is set, else all its bits become 0
 
 #if defined(__AVX512F__)
+inline u16v keep_lanes(u16v y, uint64_t w, int j) {
+  return (u16v)_mm512_maskz_mov_epi16((__mmask32)(w >> (32 * j)), (__m512i)y);
+}
 inline f32v keep_lanes(f32v y, uint64_t w, int j) {
   return (f32v)_mm512_maskz_mov_ps((__mmask16)(w >> (16 * j)), (__m512)y);
 }
@@ -99,20 +104,27 @@ inline f64v keep_lanes(f64v y, uint64_t w, int j) {
 }
 #else
 #if defined(__AVX2__)
+constexpr u16v kLaneBit16 = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
 constexpr u32v kLaneBit32 = {1, 2, 4, 8, 16, 32, 64, 128};
 constexpr u64v kLaneBit64 = {1, 2, 4, 8};
 #else
+constexpr u16v kLaneBit16 = {1, 2, 4, 8, 16, 32, 64, 128};
 constexpr u32v kLaneBit32 = {1, 2, 4, 8};
 constexpr u64v kLaneBit64 = {1, 2};
 #endif
+// Every lane gets all the bits of its part of w, and looks at its own; groups of one part share the broadcast.
+inline u16v keep_lanes(u16v y, uint64_t w, int j) {
+  const int shift = kLanes16 * j;
+  const u16v bit = kLaneBit16 << splat16((uint16_t)(shift % 16));
+  return (u16v)((splat16((uint16_t)(w >> (shift & 48))) & bit) == bit) & y;
+}
 inline f32v keep_lanes(f32v y, uint64_t w, int j) {
-  const int shift = kLanes32 * j;  // the half of w that holds the group is one broadcast for all its groups
-  const u32v bit = kLaneBit32 << splat32(shift % 32);
-  const u32v bits = splat32((uint32_t)(w >> (shift & 32))) & bit;
-  return (f32v)((u32v)(bits == bit) & (u32v)y);
+  const int shift = kLanes32 * j;
+  const u32v bit = kLaneBit32 << splat32((uint32_t)(shift % 32));
+  return (f32v)((u32v)((splat32((uint32_t)(w >> (shift & 32))) & bit) == bit) & (u32v)y);
 }
 inline f64v keep_lanes(f64v y, uint64_t w, int j) {
-  const u64v bit = kLaneBit64 << splat64(kLanes64 * j);
+  const u64v bit = kLaneBit64 << splat64((uint64_t)(kLanes64 * j));
   return (f64v)((u64v)((splat64(w) & bit) == bit) & (u64v)y);
 }
 #endif
@@ -122,18 +134,11 @@ inline f64v keep_lanes(f64v y, uint64_t w, int j) {
 template <class V>
 inline void stream(void* p, V v) {
 #if defined(__AVX512F__)
-  if constexpr (sizeof v == 64) return _mm512_stream_si512((__m512i*)p, (__m512i)v);
-#endif
-#if defined(__AVX2__)
-  if constexpr (sizeof v == 32) return _mm256_stream_si256((__m256i*)p, (__m256i)v);
-#endif
-#if defined(__SSE2__)
-  if constexpr (sizeof v == 16) return _mm_stream_si128((__m128i*)p, (__m128i)v);
-  if constexpr (sizeof v == 8) {
-    long long s;
-    memcpy(&s, &v, sizeof s);
-    return _mm_stream_si64((long long*)p, s);
-  }
+  _mm512_stream_si512((__m512i*)p, (__m512i)v);
+#elif defined(__AVX2__)
+  _mm256_stream_si256((__m256i*)p, (__m256i)v);
+#elif defined(__SSE2__)
+  _mm_stream_si128((__m128i*)p, (__m128i)v);
 #else
   store(p, v);
 #endif
@@ -145,51 +150,75 @@ inline void stream_fence() {  // streaming stores are weakly ordered: other thre
 #endif
 }
 
-// ---- half precision
-#if defined(__AVX512F__)
-inline f32v widen_f16(u16h h) { return (f32v)_mm512_maskz_cvtph_ps(0xffff, (__m256i)h); }
-inline u16h narrow_f16(f32v f) { return (u16h)_mm512_maskz_cvtps_ph(0xffff, (__m512)f, _MM_FROUND_TO_NEAREST_INT); }
-#elif defined(__F16C__)
-inline f32v widen_f16(u16h h) { return (f32v)_mm256_cvtph_ps((__m128i)h); }
-inline u16h narrow_f16(f32v f) { return (u16h)_mm256_cvtps_ph((__m256)f, _MM_FROUND_TO_NEAREST_INT); }
-#elif defined(DROPFAST_NEON)
-inline f32v widen_f16(u16h h) { return (f32v)vcvt_f32_f16((float16x4_t)h); }
-inline u16h narrow_f16(f32v f) { return (u16h)vcvt_f16_f32((float32x4_t)f); }
-#else
-inline u32v choose(u32v mask, u32v a, u32v b) { return (a & mask) | (b & ~mask); }
+// ---- 16-bit floats, two in each 32-bit lane: widened to float32, multiplied, and rounded to nearest even once
 
-inline f32v widen_f16(u16h h) {
-  const u32v u = __builtin_convertvector(h, u32v), magnitude = u & 0x7fff;
+#if defined(__AVX512F__)
+inline u16v scale_f16(u16v h, float scale) {
+  const __m256i low = _mm512_castsi512_si256((__m512i)h), high = _mm512_extracti64x4_epi64((__m512i)h, 1);
+  const f32v y0 = (f32v)_mm512_cvtph_ps(low) * scale;
+  const f32v y1 = (f32v)_mm512_cvtph_ps(high) * scale;
+  return (u16v)_mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtps_ph((__m512)y0, _MM_FROUND_TO_NEAREST_INT)),
+                                  _mm512_cvtps_ph((__m512)y1, _MM_FROUND_TO_NEAREST_INT), 1);
+}
+#elif defined(__F16C__)
+inline u16v scale_f16(u16v h, float scale) {
+  const f32v y0 = (f32v)_mm256_cvtph_ps(_mm256_castsi256_si128((__m256i)h)) * scale;
+  const f32v y1 = (f32v)_mm256_cvtph_ps(_mm256_extracti128_si256((__m256i)h, 1)) * scale;
+  return (u16v)_mm256_inserti128_si256(_mm256_castsi128_si256(_mm256_cvtps_ph((__m256)y0, _MM_FROUND_TO_NEAREST_INT)),
+                                       _mm256_cvtps_ph((__m256)y1, _MM_FROUND_TO_NEAREST_INT), 1);
+}
+#elif defined(DROPFAST_NEON)
+inline u16v scale_f16(u16v h, float scale) {
+  const f32v y0 = (f32v)vcvt_f32_f16(vget_low_f16((float16x8_t)h)) * scale;
+  const f32v y1 = (f32v)vcvt_high_f32_f16((float16x8_t)h) * scale;
+  return (u16v)vcvt_high_f16_f32(vcvt_f16_f32((float32x4_t)y0), (float32x4_t)y1);
+}
+#else
+inline u32v choose(i32v mask, u32v a, u32v b) { return (a & (u32v)mask) | (b & ~(u32v)mask); }
+
+// Of floats without their sign, as integers: SSE2 has signed comparisons only.
+inline i32v above(u32v magnitude, int bits) { return (i32v)magnitude > bits; }
+
+inline f32v widen_f16(u32v h) {  // in the low half of each lane
+  const u32v magnitude = h & 0x7fff;
   // The exponent's bias goes from 15 to 127, and once more as far for inf and NaN, from 31 to 255.
   const u32v normal = (magnitude << 13) + (112u << 23);
-  const u32v special = (normal + (112u << 23)) | ((u32v)(magnitude > 0x7c00) & 0x400000);  // NaN becomes quiet
+  const u32v special = (normal + (112u << 23)) | ((u32v)above(magnitude, 0x7c00) & 0x400000);  // NaN becomes quiet
   // A subnormal m is (2^-14 + m * 2^-24) - 2^-14, exactly.
-  const f32v tiny = (f32v)((magnitude << 13) + (113u << 23)) - (f32v)splat32(113u << 23);
-  u32v f = choose((u32v)(magnitude < 0x400), (u32v)tiny, normal);
-  f = choose((u32v)(magnitude > 0x7bff), special, f);
-  return (f32v)(f | (u & 0x8000) << 16);
+  const u32v tiny = (u32v)((f32v)((magnitude << 13) + (113u << 23)) - (f32v)splat32(113u << 23));
+  const u32v finite = choose(above(magnitude, 0x3ff), normal, tiny);
+  return (f32v)(choose(above(magnitude, 0x7bff), special, finite) | (h & 0x8000) << 16);
 }
 
-inline u16h narrow_f16(f32v x) {
+inline u32v narrow_f16(f32v x) {
   const u32v u = (u32v)x, magnitude = u & 0x7fffffff;
   // Round to nearest even at bit 13, which the exponent absorbs when the significand overflows.
   const u32v normal = (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
   // Below 2^-14 a half is a multiple of 2^-24: adding 0.5, whose last bit is 2^-24, lets the FPU round to it.
   const u32v tiny = (u32v)((f32v)magnitude + (f32v)splat32(126u << 23)) - (126u << 23);
   const u32v nan = 0x7e00 | ((magnitude >> 13) & 0x3ff);
-  u32v h = choose((u32v)(magnitude < (113u << 23)), tiny, normal);
-  h = choose((u32v)(magnitude >= 0x477ff000), splat32(0x7c00), h);  // 65520 and up round to inf
-  h = choose((u32v)(magnitude > 0x7f800000), nan, h);
-  return __builtin_convertvector(h | (u >> 16 & 0x8000), u16h);
+  const u32v finite = choose(above(magnitude, (113 << 23) - 1), normal, tiny);
+  const u32v special = choose(above(magnitude, 0x7f800000), nan, splat32(0x7c00));
+  return choose(above(magnitude, 0x477fefff), special, finite) | (u >> 16 & 0x8000);  // 65520 and up round to inf
+}
+
+inline u16v scale_f16(u16v h, float scale) {
+  const u32v pairs = (u32v)h;
+  return (u16v)(narrow_f16(widen_f16(pairs & 0xffff) * scale) | narrow_f16(widen_f16(pairs >> 16) * scale) << 16);
 }
 #endif
 
-inline f32v widen_bf16(u16h h) { return (f32v)(__builtin_convertvector(h, u32v) << 16); }
+// NaN needs no care of its own: the low half of one that was widened is 0, so nothing carries.
+inline u32v round_bf16(f32v y) {
+  const u32v u = (u32v)y;
+  return u + ((u >> 16 & 1) + 0x7fff);
+}
 
-// Round to nearest even. NaN needs no care of its own: the low half of one that was widened is 0, so nothing carries.
-inline u16h narrow_bf16(f32v f) {
-  const u32v u = (u32v)f;
-  return __builtin_convertvector((u + 0x7fff + ((u >> 16) & 1)) >> 16, u16h);
+inline u16v scale_bf16(u16v h, float scale) {
+  const u32v pairs = (u32v)h;
+  const u32v even = round_bf16((f32v)(pairs << 16) * scale);
+  const u32v odd = round_bf16((f32v)(pairs & 0xffff0000u) * scale);
+  return (u16v)(even >> 16 | (odd & 0xffff0000u));
 }
 
 }  // namespace DROPFAST_ISA

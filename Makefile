@@ -1,0 +1,84 @@
+# One command each, on a fresh machine with Python 3.11 or newer; a C++ compiler makes it fast, but none is needed.
+#
+#   VENV=path         another environment than .venv
+#   PYTHON=python3.x  another interpreter to make it with
+#   PYTEST_ARGS=...   BENCH_ARGS=...   more words for pytest
+
+VENV ?= .venv
+PYTHON ?= python3
+PYTEST_ARGS ?=
+BENCH_ARGS ?= --benchmark-group-by=group --benchmark-sort=fullname --benchmark-columns=min,median,iqr,rounds
+
+bin := $(VENV)/bin
+# -P: the checkout's ./dropfast has no native module, so it must not be found before the installed one.
+python := $(bin)/python -P
+pip := $(python) -m pip --disable-pip-version-check --no-input
+say = @printf '\033[1m==> %s\033[0m\n'
+
+# What an installation is made from; a change in any of it installs again.
+sources := pyproject.toml CMakeLists.txt $(filter-out %.pyc,$(wildcard csrc/*.* dropfast/*.* dropfast/*/*.*))
+
+help:  ## show this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+demo: $(VENV)/.extra-demo  ## build, install and show what dropfast does, on real data
+	$(say) "the demo"
+	$(python) -m dropfast demo
+
+test: $(VENV)/.group-test  ## the whole test suite, on every backend and instruction set of this machine
+	$(say) "the tests"
+	$(bin)/pytest $(PYTEST_ARGS)
+
+bench: $(VENV)/.extra-bench  ## the benchmarks: dropfast, its NumPy twin and the NumPy idiom side by side
+	$(say) "the benchmarks"
+	$(bin)/pytest benchmarks $(BENCH_ARGS)
+
+# Everything that reads the files without running them.
+lint: $(VENV)/.group-lint $(VENV)/.group-test  ## style, types, spelling and metadata
+	$(say) "ruff"
+	$(bin)/ruff check
+	$(bin)/ruff format --check
+	$(say) "clang-format"
+	$(bin)/clang-format --dry-run -Werror $(wildcard csrc/*.cpp csrc/*.h)
+	$(say) "mypy"
+	$(bin)/mypy
+	$(say) "codespell"
+	$(bin)/codespell
+	$(say) "validate-pyproject, sp-repo-review, zizmor"
+	$(bin)/validate-pyproject pyproject.toml
+	$(bin)/sp-repo-review .
+	$(bin)/zizmor --offline --quiet .github
+
+clean:  ## remove what was built and the environment
+	rm -rf $(VENV) build dist .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find dropfast tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+# The environment, and one stamp file in it for each thing that was installed.
+$(VENV)/.created:
+	$(say) "a new environment in $(VENV)"
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("dropfast needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(pip) install --quiet --upgrade pip
+	@touch $@
+
+$(VENV)/.installed: $(sources) | $(VENV)/.created
+	$(say) "building and installing dropfast (about a minute)"
+	$(pip) install --quiet .
+	$(python) -m dropfast info
+	@touch $@
+
+# dropfast itself is there by now: this adds what the extra asks for.
+$(VENV)/.extra-%: pyproject.toml | $(VENV)/.installed
+	$(say) "installing what dropfast[$*] needs"
+	$(pip) install --quiet "dropfast[$*]"
+	@touch $@
+
+$(VENV)/.group-%: pyproject.toml | $(VENV)/.installed
+	$(say) "installing the dependency group $*"
+	$(pip) install --quiet --group $*
+	@touch $@
+
+# Two pips at once in one environment would trip over each other.
+.NOTPARALLEL:
+.PHONY: help demo test bench lint clean
+.PRECIOUS: $(VENV)/.extra-% $(VENV)/.group-%
