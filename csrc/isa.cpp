@@ -1,4 +1,8 @@
 // The ordered list of instruction sets, and which of them this CPU has.
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include "kernels.h"
 
 namespace dropfast {
@@ -18,7 +22,10 @@ namespace runs_here {
 [[maybe_unused]] bool baseline() { return true; }
 [[maybe_unused]] bool neon() { return true; }
 #if defined(__x86_64__)
-[[maybe_unused]] bool avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"); }
+[[maybe_unused]] bool avx2() {
+  unsigned a, b, c, d;  // asked directly: __builtin_cpu_supports learnt of F16C late
+  return __builtin_cpu_supports("avx2") && __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
 [[maybe_unused]] bool avx512() {
   return avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");

@@ -30,7 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "demo", help="show both kinds of mask: an example, speed, training on real data, gradient noise"
     )
     demo.add_argument(
-        "--out", type=Path, default=Path("dropfast-demo.png"), metavar="PATH.png", help="the picture (default: %(default)s)"
+        "--out",
+        type=Path,
+        default=Path("dropfast-demo.png"),
+        metavar="PATH.png",
+        help="the picture (default: %(default)s)",
     )
     demo.add_argument("--quick", action="store_true", help="fewer seeds and masks: seconds instead of a minute")
     arguments = parser.parse_args(argv)

@@ -9,7 +9,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
-from dropfast import _checks
+from dropfast import _backend, _checks
 from dropfast._checks import RNGLike, SeedLike
 from dropfast._mask import Mask
 
@@ -81,20 +81,21 @@ def dropout(
     array([[0., 0., 0., 2., 0., 0.],
            [0., 0., 0., 2., 0., 0.]], dtype=float32)
     """
-    return _mask_for(x, _checks.rate(rate), shared_axes, noise_shape, _checks.new_key(rng), 0).apply(x, out)
+    threshold = _checks.threshold(_checks.rate(rate))
+    shape, strides, _ = _sharing(x, shared_axes, noise_shape)
+    return _backend.apply(x, out, (shape, strides, 0, _checks.new_key(rng), 0, threshold))
 
 
-def _mask_for(
+def _sharing(
     x: npt.NDArray[Any],
-    rate: float,
     shared_axes: SupportsIndex | Iterable[SupportsIndex],
     noise_shape: Iterable[SupportsIndex | None] | None,
-    key: int,
-    draw: int,
-) -> Mask:
-    shape = np.shape(x)
-    _, strides, shared_axes = _checks.sharing(shape, shared_axes, noise_shape)
-    return Mask._of(rate, shared_axes, (shape, strides, 0, key, draw, _checks.threshold(rate)))
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Return the shape of `x`, the index strides of its mask and the shared axes."""
+    if not isinstance(x, np.ndarray):
+        raise _checks.not_an_array("x", x)
+    _, strides, axes = _checks.sharing(x.shape, shared_axes, noise_shape)
+    return x.shape, strides, axes
 
 
 class Dropout:
@@ -160,13 +161,14 @@ class Dropout:
         rng: RNGLike | SeedLike | None = None,
     ) -> None:
         self._rate = _checks.rate(rate)
+        self._threshold = _checks.threshold(self._rate)
         self._shared_axes = () if shared_axes == () else _checks.integers("shared_axes", shared_axes)
         self._noise_shape = None if noise_shape is None else tuple(noise_shape)
         if self._shared_axes and self._noise_shape is not None:
             raise _checks.both_given(self._shared_axes, self._noise_shape)
         self.training = True
         self._key, self._draw = _checks.new_key(rng), 0
-        self._mask: Mask | None = None
+        self._last: tuple[_checks.Recipe, tuple[int, ...]] | None = None  # of the last call, and its shared axes
         self._lock = threading.Lock()
 
     @property
@@ -187,7 +189,7 @@ class Dropout:
     @property
     def mask(self) -> Mask | None:
         """The mask of the last training call."""
-        return self._mask
+        return None if self._last is None else Mask._of(self._rate, self._last[1], self._last[0])
 
     def __call__(self, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return `x` with the next mask applied, or `x` itself if the layer is not training.
@@ -211,9 +213,10 @@ class Dropout:
                     f"the layer's key {self._key} has given its 2**32 masks; load a state with another key"
                 )
             self._draw = draw + 1
-        mask = _mask_for(x, self._rate, self._shared_axes, self._noise_shape, self._key, draw)
-        y = mask.apply(x)
-        self._mask = mask
+        shape, strides, axes = _sharing(x, self._shared_axes, self._noise_shape)
+        recipe = (shape, strides, 0, self._key, draw, self._threshold)
+        y = _backend.apply(x, None, recipe)
+        self._last = recipe, axes
         return y
 
     def backward(self, dy: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -236,9 +239,9 @@ class Dropout:
         """
         if not self.training:
             return dy
-        if self._mask is None:
+        if self._last is None:
             raise RuntimeError("backward needs a training call of the layer before it")
-        return self._mask.apply(dy)
+        return _backend.apply(dy, None, self._last[0])
 
     def state_dict(self) -> dict[str, int]:
         """Return all that a run needs to continue bit for bit: the key, and the number of masks drawn."""
@@ -256,7 +259,7 @@ class Dropout:
             raise ValueError(f"state must hold 'key' and 'draw', got {sorted(state)}")
         key, draw = _checks.unsigned("key", state["key"], 64), _checks.drawn(state["draw"])
         with self._lock:
-            self._key, self._draw, self._mask = key, draw, None
+            self._key, self._draw, self._last = key, draw, None
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_lock"}

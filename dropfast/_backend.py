@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from dropfast import _numpy
+from dropfast import _checks, _numpy
 from dropfast._checks import Recipe
 
 
@@ -57,6 +57,15 @@ def _import_native() -> Native | None:
 
 native = _import_native()
 active: Backend = native or _numpy
+
+
+def apply(x: Any, out: Any, recipe: Recipe) -> npt.NDArray[Any]:
+    """Apply a recipe to `x` with the backend in use; into a new array if `out` is None."""
+    if out is None:
+        out = np.empty_like(x, None, "K", False)
+    if not active.apply(x, out, recipe):
+        raise _checks.fault(x, out, recipe[0]) or SystemError("the backend refused arrays with no fault")
+    return out  # type: ignore[no-any-return]
 
 
 def available() -> tuple[str, ...]:

@@ -71,7 +71,7 @@ def new_key(rng: RNGLike | SeedLike | None) -> int:
         return int.from_bytes(os.urandom(8), "little")
     if not isinstance(rng, np.random.Generator):
         rng = np.random.default_rng(rng)
-    return int(rng.bit_generator.random_raw())  # takes the bit generator's lock itself
+    return rng.bit_generator.random_raw()  # an int, drawn under the bit generator's own lock
 
 
 # ---- shapes --------------------------------------------------------------------------------------
@@ -195,11 +195,16 @@ def is_bfloat16(dtype: np.dtype[Any]) -> bool:
     return dtype.type.__module__ == "ml_dtypes" and dtype.type.__name__ == "bfloat16"
 
 
+def not_an_array(name: str, value: Any) -> TypeError:
+    """Return the error for something that is not an array, or that would lose what makes it more than one."""
+    return TypeError(f"{name} must be a numpy.ndarray, got {type(value).__name__}")
+
+
 def fault(x: Any, out: Any, shape: tuple[int, ...]) -> Exception | None:
     """Return what is wrong with these arrays for a mask of this shape, None if nothing is."""
     for name, array in (("x", x), ("out", out)):
         if type(array) not in (np.ndarray, np.memmap):
-            return TypeError(f"{name} must be a numpy.ndarray, got {type(array).__name__}")
+            return not_an_array(name, array)
     if not takes(x.dtype):
         return TypeError(f"x must have dtype float16, bfloat16, float32 or float64 in native byte order, got {x.dtype}")
     if x.shape != shape:
