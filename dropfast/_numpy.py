@@ -90,7 +90,7 @@ def _keep(shape: tuple[int, ...], strides: tuple[int, ...], start: int, *recipe:
 
     offsets = (starts & (BLOCK - 1)).astype(np.intp)
     n_blocks = (int(offsets.max(initial=0)) + length + BLOCK - 1) // BLOCK
-    blocks: Words = (starts >> np.uint64(7))[:, None] + np.arange(n_blocks, dtype=np.uint64)
+    blocks: Words = np.add.outer(starts >> np.uint64(7), np.arange(n_blocks, dtype=np.uint64))
     bits = _keep_bits(blocks.ravel(), *recipe).reshape(starts.size, n_blocks * BLOCK)
     if starts.size == 1:
         bits = bits[:, offsets[0] : offsets[0] + length]
