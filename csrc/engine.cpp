@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <atomic>
 #include <thread>
+#include <type_traits>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -95,13 +96,15 @@ void append_bits(uint64_t* to, int64_t at, const uint64_t* from, int64_t first, 
 template <class Use>
 class Batch {
  public:
-  Batch(const Kernels& kernels, const dropfast_mask& mask, const Use& use)
-      : kernels_(kernels), mask_(mask), use_(use) {}
+  // `run` is the axis of the mask elements that follow each other. So many of a run are used before it is the next
+  // run's turn: `at_once`, for where the elements of a run are far apart in memory those of the next run are their
+  // neighbours.
+  Batch(const Kernels& kernels, const dropfast_mask& mask, const Axis& run, int64_t at_once, const Use& use)
+      : kernels_(kernels), mask_(mask), run_(run), at_once_(at_once), use_(use) {}
 
-  // Sees to it that use(x, out, keep, first, n) is called for the n mask elements from `index` on, whole or in pieces,
-  // where x and out advance by the strides of `run`.
-  void add(const char* x, char* out, uint64_t index, const Axis& run) {
-    for (int64_t left = run.length; left > 0;) {
+  // Sees to it that use(x, out, keep, first, n) is called for the run that begins at `index`, whole or in pieces.
+  void add(const char* x, char* out, uint64_t index) {
+    for (int64_t left = run_.length; left > 0;) {
       const uint64_t block = index / kBlockBits;
       const int slot = blocks_n_ > 0 && blocks_[blocks_n_ - 1] == block ? blocks_n_ - 1 : blocks_n_;
       if (slot == kBatchBlocks || runs_n_ == kBatchBlocks) {
@@ -113,8 +116,8 @@ class Batch {
       blocks_n_ = (int)((first + n - 1) / kBlockBits) + 1;
       for (int b = slot; b < blocks_n_; ++b) blocks_[b] = block + (uint64_t)(b - slot);
       runs_[runs_n_++] = {x, out, first, n};
-      x += n * run.x;
-      out += n * run.out;
+      x += n * run_.x;
+      out += n * run_.out;
       index += (uint64_t)n;
       left -= n;
     }
@@ -125,7 +128,16 @@ class Batch {
     std::fill(blocks_ + blocks_n_, blocks_ + padded, 0);
     kernels_.draw(mask_.key, mask_.draw, mask_.threshold, blocks_, blocks_n_, keep_);
     keep_[2 * blocks_n_] = 0;  // the word behind the last bit, which select may read
-    for (int r = 0; r < runs_n_; ++r) use_(runs_[r].x, runs_[r].out, keep_, runs_[r].first, runs_[r].n);
+    int64_t longest = 0;
+    for (int r = 0; r < runs_n_; ++r) longest = std::max(longest, runs_[r].n);
+    for (int64_t done = 0; done < longest; done += at_once_) {
+      for (int r = 0; r < runs_n_; ++r) {
+        const Run& run = runs_[r];
+        if (done >= run.n) continue;
+        use_(run.x + done * run_.x, run.out + done * run_.out, keep_, run.first + done,
+             std::min(at_once_, run.n - done));
+      }
+    }
     blocks_n_ = runs_n_ = 0;
   }
 
@@ -137,6 +149,8 @@ class Batch {
   };
   const Kernels& kernels_;
   const dropfast_mask& mask_;
+  const Axis& run_;
+  const int64_t at_once_;
   const Use& use_;
   int blocks_n_ = 0, runs_n_ = 0;
   uint64_t blocks_[kBatchBlocks];
@@ -147,6 +161,7 @@ class Batch {
 // ---- one piece of work, on one thread
 
 constexpr int64_t kPatternBits = 4096;  // bits of short runs, put together so that select gets a long one
+constexpr int64_t kStridedItems = 32;   // elements that are not side by side, brought together at a time
 constexpr int64_t kLongRepeat = 64;     // from here on a bit's own elements are a run that is long enough
 
 // The axes of a piece, by what a mask bit does there:
@@ -193,9 +208,9 @@ class Piece {
         use_contiguous(x, out, keep, first, n);
       }
     };
-    Batch<decltype(use)> batch(kernels_, mask_, use);
+    Batch<decltype(use)> batch(kernels_, mask_, run_, contiguous_ ? kBatchBits : kStridedItems, use);
     for_each(outer_, outer_n_, x, out, start,
-             [&](const char* x, char* out, uint64_t index) { batch.add(x, out, index, run_); });
+             [&](const char* x, char* out, uint64_t index) { batch.add(x, out, index); });
     batch.flush();
     if (streaming_) kernels_.fence();
   }
@@ -265,22 +280,25 @@ class Piece {
     }
   }
 
-  // Elements that are not side by side are brought together a few at a time.
+  // n <= kStridedItems
   void use_strided(const char* x, char* out, const uint64_t* keep, int64_t first, int64_t n) const {
     if (repeat_ > 1) return use_long_repeats(x, out, keep, first, n);
-    constexpr int64_t kGathered = 512;
     for_each_shared(shared_n_, x, out, [&](const char* x, char* out) {
-      char buffer[kGathered * 8];
-      for (int64_t done = 0; done < n; done += kGathered) {
-        const int64_t count = std::min(kGathered, n - done);
-        for (int64_t i = 0; i < count; ++i) copy_item(buffer + i * size_, x + (done + i) * run_.x);
-        select_(buffer, buffer, count, keep, first + done, scale_, false);
-        for (int64_t i = 0; i < count; ++i) copy_item(out + (done + i) * run_.out, buffer + i * size_);
-      }
+      char buffer[kStridedItems * 8];
+      copy_items(buffer, size_, x, run_.x, n);
+      select_(buffer, buffer, n, keep, first, scale_, false);
+      copy_items(out, run_.out, buffer, size_, n);
     });
   }
 
-  void copy_item(char* to, const char* from) const { memcpy(to, from, (size_t)size_); }
+  void copy_items(char* to, int64_t to_stride, const char* from, int64_t from_stride, int64_t n) const {
+    const auto copy = [&](auto size) {  // known to the compiler, or each item would be a call of memcpy
+      for (int64_t i = 0; i < n; ++i) memcpy(to + i * to_stride, from + i * from_stride, size);
+    };
+    if (size_ == 2) copy(std::integral_constant<size_t, 2>());
+    if (size_ == 4) copy(std::integral_constant<size_t, 4>());
+    if (size_ == 8) copy(std::integral_constant<size_t, 8>());
+  }
 
   const Kernels& kernels_;
   const dropfast_mask& mask_;
@@ -392,9 +410,9 @@ void packed(const dropfast_mask* mask, uint8_t* out) {
     words[0] = rest;
     at %= 8;
   };
-  Batch<decltype(use)> batch(*chosen.load(std::memory_order_relaxed)->kernels, *mask, use);
+  Batch<decltype(use)> batch(*chosen.load(std::memory_order_relaxed)->kernels, *mask, run, kBatchBits, use);
   for_each(axes, n, nullptr, nullptr, mask->start,
-           [&](const char* x, char* o, uint64_t index) { batch.add(x, o, index, run); });
+           [&](const char* x, char* o, uint64_t index) { batch.add(x, o, index); });
   batch.flush();
   if (at > 0) *out = (uint8_t)words[0];
 }

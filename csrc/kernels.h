@@ -7,7 +7,7 @@
 namespace dropfast {
 
 constexpr int kBlockBits = 128;    // stream v1: a Philox call gives one plane of 128 elements
-constexpr int kBatchBlocks = 128;  // drawn at a time: the bits of 16,384 elements are 2 KiB, and stay in L1
+constexpr int kBatchBlocks = 512;  // drawn at a time: 65,536 bits, whose 8 KiB and those still undecided fit L1
 constexpr int kBatchBits = kBatchBlocks * kBlockBits;
 constexpr int kDrawGroup = 16;  // draw() reads and writes whole groups: arrays are padded to a multiple of this
 
