@@ -1,4 +1,4 @@
-"""The command line: ``python -m dropfast info`` and ``python -m dropfast demo``."""
+"""The command line: ``python -m dropfast info``, ``demo`` and ``bench``."""
 
 from __future__ import annotations
 
@@ -37,6 +37,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="the picture (default: %(default)s)",
     )
     demo.add_argument("--quick", action="store_true", help="fewer seeds and masks: seconds instead of a minute")
+    bench = commands.add_parser("bench", help="measure dropfast, a plain copy and the peers that are installed")
+    bench.add_argument(
+        "--json", type=Path, metavar="PATH", help="where to write all measurements, and what the machine is"
+    )
+    bench.add_argument(
+        "--plot",
+        type=Path,
+        default=Path("dropfast-bench.png"),
+        metavar="PATH.png",
+        help="the picture (default: %(default)s)",
+    )
+    bench.add_argument("--threads", type=int, default=1, metavar="N", help="of each contender (default: %(default)s)")
+    bench.add_argument(
+        "--quick", action="store_true", help="fewer sizes, rates and rounds, nothing larger than the cache"
+    )
+    bench.add_argument(
+        "--peers", action=argparse.BooleanOptionalAction, default=True, help="also PyTorch, TensorFlow and so on"
+    )
     arguments = parser.parse_args(argv)
 
     if arguments.command == "info":
@@ -48,6 +66,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         from dropfast.demo import run
 
         run(arguments.out, quick=arguments.quick)
+    elif arguments.command == "bench":
+        if arguments.plot.suffix != ".png" or not arguments.plot.absolute().parent.is_dir():
+            bench.error(f"--plot must be a .png file in a folder that exists, got {arguments.plot}")
+        if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
+            bench.error(f"--json must be a file in a folder that exists, got {arguments.json}")
+        if arguments.threads < 1:
+            bench.error(f"--threads must be at least 1, got {arguments.threads}")
+        from dropfast import bench as benchmark
+
+        benchmark.run(
+            json=arguments.json,
+            plot=arguments.plot,
+            threads=arguments.threads,
+            quick=arguments.quick,
+            peers=arguments.peers,
+        )
     else:
         parser.print_help()
     return 0

@@ -1,0 +1,53 @@
+"""The demo: its question is whether dropout should drop the same units for the whole mini-batch."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from pathlib import Path
+
+
+def run(out: Path, *, quick: bool = False) -> None:
+    """Answer the question on this machine, with an example, timings, training and gradient noise, and draw the picture.
+
+    All but the timings is the same in every run on one machine: the seeds are fixed.
+
+    Parameters
+    ----------
+    out : Path
+        Where to write the picture, a PNG.
+    quick : bool, default False
+        Fewer seeds and masks, for a look within seconds.
+
+    Raises
+    ------
+    SystemExit
+        If a package that only the demo needs is not installed.
+    """
+    missing = [name for name in ("rich", "matplotlib", "sklearn") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise SystemExit(f'the demo needs {" and ".join(missing)}, not installed here: pip install "dropfast[demo]"')
+
+    # Only now, for they import those packages.
+    from threadpoolctl import threadpool_limits  # comes with scikit-learn
+
+    from dropfast.demo import answer, example, picture, speed, training, variance
+    from dropfast.demo.report import Report
+
+    report = Report()
+    began = time.perf_counter()
+    # One thread for everything: comparable timings, and sums in the same order in every run.
+    with threadpool_limits(1):
+        example.show(report)
+        timings = speed.measure(report, repeats=31 if quick else 101)
+        speed.show(report, timings)
+        trained = training.measure(report, seeds=4 if quick else 16, epochs=32 if quick else 128)
+        training.show(report, trained)
+        noise = variance.measure(report, pairs=20 if quick else 200)
+        variance.show(report, noise)
+    picture.draw(out, trained, noise)
+    report.heading("The answer")
+    report.text(answer.text(timings, trained, noise))
+    report.line()
+    report.line(f"The picture is {out.absolute()}")
+    report.line(f"All this took {time.perf_counter() - began:.0f} s.")

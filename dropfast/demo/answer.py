@@ -1,0 +1,39 @@
+"""The answer, in words, with the numbers of this run."""
+
+from __future__ import annotations
+
+from dropfast.demo.speed import Timing
+from dropfast.demo.training import BATCH, Trained
+from dropfast.demo.variance import SIZES_OF_BATCH, Noise
+
+EARLY = 3  # place among the epochs that were measured
+
+
+def text(timings: list[Timing], trained: Trained, noise: Noise) -> str:
+    """Return the answer as a paragraph."""
+    one, *_, per_sample = noise.measured("per-sample")[0]
+    shared = noise.measured("shared")[0][-1]
+    v, c, largest = noise.v.mean(), noise.c.mean(), SIZES_OF_BATCH[-1]
+    early, late = ({m: f"{a[:, i].mean():.1f}%" for m, a in trained.accuracy.items()} for i in (EARLY, -1))
+    *_, one_by_one, _, last = timings
+    # Each against the copy that it took turns with: the two were not timed side by side.
+    gain = (one_by_one.dropfast / one_by_one.copy) / (last.dropfast / last.copy)
+    return f"""
+        As a rule, others for each sample. The mean gradient is the same either way, but not its noise: with a mask for
+        each sample, the variance that the masks give the gradient of a batch of M falls as 1/M, here from {one:.3g} at
+        M = 1 to {per_sample:.2g} at M = {largest}; with a shared mask it levels off at C = {c:.2g}, is
+        {shared / per_sample:.1f} times as large at M = {largest}, and at most doubled up to M = {1 + v / c:.0f}.
+        In training with batches of {BATCH}, shared masks reached {early["shared"]} test accuracy after
+        {trained.epochs[EARLY]} epochs, where per-sample masks reached {early["per-sample"]}; after {trained.epochs[-1]}
+        epochs it was {late["shared"]} against {late["per-sample"]} ({late["no dropout"]} without dropout),
+        {ending(trained)}. In dropout's own time, sharing gains a factor of {gain:.1f} at
+        {"x".join(map(str, last.shape))}; share masks where batches are small, or where all samples must see the same
+        thinned network."""
+
+
+def ending(trained: Trained) -> str:
+    """Return where shared masks end, beside per-sample masks, as far as this run can tell."""
+    mean, error = trained.difference("shared", "per-sample")
+    if abs(mean) < 2 * error:
+        return "too close to tell apart"
+    return f"{abs(mean):.2f} points {'ahead' if mean > 0 else 'behind'}, standard error {error:.2f}"
