@@ -56,7 +56,7 @@ int merge_axes(const dropfast_mask& mask, const int64_t* x_strides, const int64_
 
 // ---- threads
 
-constexpr int64_t kElementsPerThread = 1 << 16;      // below, starting a thread costs more than it brings
+constexpr int64_t kElementsPerThread = 1 << 17;      // 25 us and more: below, a team costs more than it brings
 constexpr int64_t kStreamingBytes = 32 * (1 << 20);  // outputs from here on go past the caches
 
 // libgomp's threads do not survive a fork, and its next parallel region in the child waits for them for ever. They

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterable, Mapping
 from typing import Any, SupportsIndex
 
-import numpy as np
 import numpy.typing as npt
 
 from dropfast import _backend, _checks
@@ -75,27 +74,15 @@ def dropout(
     >>> import dropfast
     >>> x = np.ones((2, 6), np.float32)
     >>> dropfast.dropout(x, 0.5, rng=0)
-    array([[0., 0., 0., 2., 0., 0.],
-           [2., 2., 2., 0., 0., 2.]], dtype=float32)
+    array([[0., 2., 0., 2., 0., 2.],
+           [2., 0., 0., 2., 0., 2.]], dtype=float32)
     >>> dropfast.dropout(x, 0.5, shared_axes=0, rng=0)
-    array([[0., 0., 0., 2., 0., 0.],
-           [0., 0., 0., 2., 0., 0.]], dtype=float32)
+    array([[0., 2., 0., 2., 0., 2.],
+           [0., 2., 0., 2., 0., 2.]], dtype=float32)
     """
     threshold = _checks.threshold(_checks.rate(rate))
-    shape, strides, _ = _sharing(x, shared_axes, noise_shape)
-    return _backend.apply(x, out, (shape, strides, 0, _checks.new_key(rng), 0, threshold))
-
-
-def _sharing(
-    x: npt.NDArray[Any],
-    shared_axes: SupportsIndex | Iterable[SupportsIndex],
-    noise_shape: Iterable[SupportsIndex | None] | None,
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Return the shape of `x`, the index strides of its mask and the shared axes."""
-    if not isinstance(x, np.ndarray):
-        raise _checks.not_an_array("x", x)
-    _, strides, axes = _checks.sharing(x.shape, shared_axes, noise_shape)
-    return x.shape, strides, axes
+    recipe = _checks.recipe(x, shared_axes, noise_shape, _checks.new_key(rng), 0, threshold)
+    return _backend.apply(x, out, recipe)
 
 
 class Dropout:
@@ -162,13 +149,13 @@ class Dropout:
     ) -> None:
         self._rate = _checks.rate(rate)
         self._threshold = _checks.threshold(self._rate)
-        self._shared_axes = () if shared_axes == () else _checks.integers("shared_axes", shared_axes)
-        self._noise_shape = None if noise_shape is None else tuple(noise_shape)
+        self._shared_axes = _checks.integers("shared_axes", shared_axes)
+        self._noise_shape = None if noise_shape is None else _checks.noise_lengths(noise_shape)
         if self._shared_axes and self._noise_shape is not None:
             raise _checks.both_given(self._shared_axes, self._noise_shape)
         self.training = True
         self._key, self._draw = _checks.new_key(rng), 0
-        self._last: tuple[_checks.Recipe, tuple[int, ...]] | None = None  # of the last call, and its shared axes
+        self._last: _checks.Recipe | None = None  # of the last training call
         self._lock = threading.Lock()
 
     @property
@@ -189,7 +176,10 @@ class Dropout:
     @property
     def mask(self) -> Mask | None:
         """The mask of the last training call."""
-        return None if self._last is None else Mask._of(self._rate, self._last[1], self._last[0])
+        if self._last is None:
+            return None
+        shared_axes = _checks.sharing(self._last[0], self._shared_axes, self._noise_shape)[2]
+        return Mask._of(self._rate, shared_axes, self._last)
 
     def __call__(self, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return `x` with the next mask applied, or `x` itself if the layer is not training.
@@ -213,10 +203,9 @@ class Dropout:
                     f"the layer's key {self._key} has given its 2**32 masks; load a state with another key"
                 )
             self._draw = draw + 1
-        shape, strides, axes = _sharing(x, self._shared_axes, self._noise_shape)
-        recipe = (shape, strides, 0, self._key, draw, self._threshold)
+        recipe = _checks.recipe(x, self._shared_axes, self._noise_shape, self._key, draw, self._threshold)
         y = _backend.apply(x, None, recipe)
-        self._last = recipe, axes
+        self._last = recipe
         return y
 
     def backward(self, dy: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -241,7 +230,7 @@ class Dropout:
             return dy
         if self._last is None:
             raise RuntimeError("backward needs a training call of the layer before it")
-        return _backend.apply(dy, None, self._last[0])
+        return _backend.apply(dy, None, self._last)
 
     def state_dict(self) -> dict[str, int]:
         """Return all that a run needs to continue bit for bit: the key, and the number of masks drawn."""

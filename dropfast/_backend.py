@@ -60,9 +60,11 @@ active: Backend = native or _numpy
 
 
 def apply(x: Any, out: Any, recipe: Recipe) -> npt.NDArray[Any]:
-    """Apply a recipe to `x` with the backend in use; into a new array if `out` is None."""
+    """Apply a recipe to `x` with the backend in use; into a new array, in C order, if `out` is None."""
     if out is None:
-        out = np.empty_like(x, None, "K", False)
+        if not isinstance(x, np.ndarray):
+            raise _checks.not_an_array("x", x)
+        out = np.empty(x.shape, x.dtype)
     if not active.apply(x, out, recipe):
         raise _checks.fault(x, out, recipe[0]) or SystemError("the backend refused arrays with no fault")
     return out  # type: ignore[no-any-return]

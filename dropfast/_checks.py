@@ -86,6 +86,8 @@ def _integer(name: str, value: Any) -> int:
 
 def integers(name: str, values: SupportsIndex | Iterable[SupportsIndex]) -> tuple[int, ...]:
     """Return an integer or a sequence of integers as a tuple."""
+    if isinstance(values, tuple) and not values:
+        return ()
     try:
         return (operator.index(values),)  # type: ignore[arg-type]
     except TypeError:
@@ -118,20 +120,26 @@ def sharing(
 
     The two ways to say which axes share their bits are two spellings of one thing, so only one may be given.
     """
+    axes = integers("shared_axes", shared_axes)
     if noise_shape is None:
-        return _sharing(shape, () if shared_axes == () else integers("shared_axes", shared_axes))
-    if shared_axes != ():
+        return _sharing(shape, axes)
+    if axes:
         raise both_given(shared_axes, noise_shape)
-    try:
-        lengths = tuple(None if n is None else operator.index(n) for n in noise_shape)
-    except TypeError:
-        raise TypeError(f"noise_shape must be a sequence of integers and None, got {noise_shape!r}") from None
+    lengths = noise_lengths(noise_shape)
     if len(lengths) != len(shape) or any(n not in (None, 1, full) for n, full in zip(lengths, shape, strict=True)):
         raise ValueError(
             "noise_shape must have one entry an axis, each 1 (shared), the axis's length or None (full); "
             f"for the shape {shape} got {lengths}"
         )
     return _sharing(shape, tuple(axis for axis, n in enumerate(lengths) if n == 1))
+
+
+def noise_lengths(noise_shape: Iterable[SupportsIndex | None]) -> tuple[int | None, ...]:
+    """Return a noise_shape as a tuple of integers and None."""
+    try:
+        return tuple(None if n is None else operator.index(n) for n in noise_shape)
+    except TypeError:
+        raise TypeError(f"noise_shape must be a sequence of integers and None, got {noise_shape!r}") from None
 
 
 def both_given(shared_axes: Any, noise_shape: Any) -> ValueError:
@@ -158,6 +166,21 @@ def _sharing(shape: tuple[int, ...], axes: tuple[int, ...]) -> Sharing:
             strides[axis] = stride
             stride *= noise_shape[axis]
     return noise_shape, tuple(strides), shared_axes
+
+
+def recipe(
+    x: Any,
+    shared_axes: SupportsIndex | Iterable[SupportsIndex],
+    noise_shape: Iterable[SupportsIndex | None] | None,
+    key: int,
+    draw: int,
+    threshold: int,
+) -> Recipe:
+    """Return the recipe of a whole mask for `x`, from numbers that are checked already."""
+    if not isinstance(x, np.ndarray):
+        raise not_an_array("x", x)
+    shape = x.shape
+    return shape, sharing(shape, shared_axes, noise_shape)[1], 0, key, draw, threshold
 
 
 def window(

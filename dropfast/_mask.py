@@ -64,10 +64,10 @@ class Mask:
     >>> from dropfast import Mask
     >>> mask = Mask((2, 8), 0.5, key=7)
     >>> mask.apply(np.ones((2, 8), np.float32))
-    array([[2., 2., 2., 0., 0., 0., 2., 2.],
-           [2., 2., 0., 0., 2., 0., 2., 0.]], dtype=float32)
+    array([[2., 0., 2., 2., 0., 2., 0., 0.],
+           [0., 2., 0., 2., 2., 2., 2., 0.]], dtype=float32)
     >>> Mask((2, 8), 0.5, key=7, shared_axes=0).keep()
-    array([[ True,  True,  True, False, False, False,  True,  True]])
+    array([[ True, False,  True,  True, False,  True, False, False]])
     """
 
     __slots__ = ("_rate", "_recipe", "_shared_axes", "_window")
@@ -195,7 +195,7 @@ class Mask:
         >>> Mask((3, 4), 0.25, key=0).keep()
         array([[ True, False,  True, False],
                [ True,  True,  True,  True],
-               [ True, False,  True,  True]])
+               [ True,  True, False,  True]])
         """
         noise_shape = self.noise_shape
         bits = np.unpackbits(self.packed(), count=math.prod(noise_shape), bitorder="little")

@@ -132,7 +132,7 @@ def test_reference_gives_the_golden_masks(case: dict[str, Any]) -> None:
     assert packed.hex() == case["packed"]
 
 
-# ---- the backends -----------------------------------------------------------------------------------------------------
+# ---- the backends --------------------------------------------------------------------------------
 
 
 def part(key: int, draw: int, start: int, n: int, rate: float) -> dropfast.Mask:
@@ -187,14 +187,14 @@ def random_places() -> list[Any]:
         key, draw = choose.getrandbits(64), choose.getrandbits(32)
         rate = (choose.random(), choose.random() ** 8, choose.getrandbits(6) / 64)[i % 3]
         n = choose.randrange(1, 700)
-        cases.append(pytest.param(key, draw, min(start, 2**63 - 1 - n), n, rate, id=f"place{i}-2^{bits}-rate={rate:.3g}"))
+        cases.append(
+            pytest.param(key, draw, min(start, 2**63 - 1 - n), n, rate, id=f"place{i}-2^{bits}-rate={rate:.3g}")
+        )
     return cases
 
 
 @pytest.mark.parametrize(("key", "draw", "start", "n", "rate"), random_places())
-def test_backend_agrees_with_the_reference(
-    backend: str, key: int, draw: int, start: int, n: int, rate: float
-) -> None:
+def test_backend_agrees_with_the_reference(backend: str, key: int, draw: int, start: int, n: int, rate: float) -> None:
     assert part(key, draw, start, n, rate).packed().tobytes() == reference.packed(key, draw, start, n, rate)
 
 

@@ -1,0 +1,32 @@
+"""Fresh interpreters, for what happens once in the life of a process."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+
+PATIENCE = 120  # seconds
+
+
+def run_python(code: str, *args: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run code with the dropfast that is under test, and none of the settings that the tests themselves run with."""
+    return _run("-c", code, *args, env=env)
+
+
+def run_module(module: str, *args: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `python -m module args`."""
+    return _run("-m", module, *args, env=env)
+
+
+def _run(*args: str, env: Mapping[str, str] | None) -> subprocess.CompletedProcess[str]:
+    unset = ("DROPFAST_BACKEND", "DROPFAST_ISA", "OMP_NUM_THREADS")
+    inherited = {name: value for name, value in os.environ.items() if name not in unset}
+    # -P: what lies in the working directory, a checkout for instance, must not be imported.
+    return subprocess.run(
+        [sys.executable, "-P", "-W", "error", *args],
+        env={**inherited, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )

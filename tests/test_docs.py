@@ -1,0 +1,77 @@
+"""The promise that the examples run: those of the docstrings, the README and docs/, on every backend."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import dropfast
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+MODULES = [
+    "dropfast",
+    *sorted(
+        module.name
+        for module in pkgutil.walk_packages(dropfast.__path__, "dropfast.", onerror=lambda name: None)
+        if not module.name.endswith("__main__")
+    ),
+]
+
+
+def run(test: doctest.DocTest) -> None:
+    report: list[str] = []
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    results = runner.run(test, out=report.append, clear_globs=False)
+    assert results.failed == 0, "".join(report)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstrings(backend: str, name: str) -> None:
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if (error.name or "dropfast").partition(".")[0] == "dropfast":
+            raise
+        pytest.skip(f"{name} needs {error.name}, which is not installed")
+    for test in doctest.DocTestFinder(exclude_empty=True).find(module, name):
+        run(test)
+
+
+def test_public_names_have_examples() -> None:
+    for thing in (
+        dropfast,
+        dropfast.dropout,
+        dropfast.Dropout,
+        dropfast.Mask,
+        dropfast.Mask.apply,
+        dropfast.show_config,
+    ):
+        assert doctest.DocTestParser().get_examples(thing.__doc__ or ""), thing
+
+
+def examples_of(page: Path) -> str:
+    """The blocks marked as Python that show a session; they share their names, as a reader would expect."""
+    blocks = re.findall(r"^```(?:python|pycon)\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return "\n".join(block for block in blocks if ">>> " in block)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_pages(backend: str, page: Path) -> None:
+    text = examples_of(page)
+    run(doctest.DocTestParser().get_doctest(text, {}, page.name, str(page), 0))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_python_blocks_are_python(page: Path) -> None:
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
+        if ">>> " not in block:
+            compile(block, str(page), "exec")
+
+
+def test_readme_has_examples_that_run() -> None:
+    assert examples_of(ROOT / "README.md")

@@ -1,0 +1,239 @@
+"""The promise "the same bits on any number of threads", and that threads and forks get along with the library."""
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import expected
+import numpy as np
+import pytest
+from cases import DTYPES, MODES, Array, Shape, values
+from expected import assert_same_bits
+from processes import run_python
+from threadpoolctl import threadpool_limits
+
+import dropfast
+
+KEY = 0xFEDCBA9876543210
+
+# Each large enough for seven threads (2^17 elements each), and divided on another axis or in another way.
+WORK: dict[str, tuple[Shape, str]] = {
+    "per-sample": ((1_000_003,), "per-sample"),
+    "per-sample-rows": ((1100, 913), "per-sample"),
+    "shared-first": ((1100, 913), "shared-first"),
+    "shared-first-wide": ((3, 320_001), "shared-first"),
+    "shared-first-narrow": ((320_001, 3), "shared-first"),
+    "shared-last": ((1113, 900), "shared-last"),
+    "shared-last-narrow": ((320_001, 3), "shared-last"),
+    "shared-last-wide": ((3, 320_001), "shared-last"),
+    "shared-middle": ((17, 80, 701), "shared-middle"),
+    "spatial": ((15, 70, 30, 31), "spatial"),
+    "shared-all": ((1100, 913), "shared-all"),
+}
+
+
+def threads_in_use() -> int:
+    threads = dropfast.show_config(mode="dicts")["threads"]
+    assert isinstance(threads, int)
+    return threads
+
+
+def has_openmp(backend: str) -> bool:
+    return backend != "numpy" and bool(dropfast.show_config(mode="dicts")["openmp"])
+
+
+def apply(shape: Shape, mode: str, x: Array, draw: int = 0) -> Array:
+    return dropfast.Mask(shape, 0.1, key=KEY, draw=draw, **MODES[mode](shape)).apply(x)
+
+
+def wanted(shape: Shape, mode: str, x: Array) -> Array:
+    return expected.output(x, expected.keep(shape, 0.1, KEY, **MODES[mode](shape)), 0.1)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7], ids=lambda n: f"threads={n}")
+@pytest.mark.parametrize("work", WORK)
+def test_thread_counts_by_threadpoolctl(backend: str, work: str, threads: int) -> None:
+    shape, mode = WORK[work]
+    for dtype in (DTYPES["float32"], DTYPES["bfloat16"]):
+        x = values(shape, dtype)
+        with threadpool_limits(threads, user_api="openmp"):
+            assert threads_in_use() == (threads if has_openmp(backend) else 1)
+            y = apply(shape, mode, x)
+            assert apply(shape, mode, x, draw=1).shape == shape  # and once more with the same team
+            assert_same_bits(y, wanted(shape, mode, x))
+
+
+@pytest.mark.parametrize("threads", [2, 3, 7], ids=lambda n: f"threads={n}")
+def test_thread_counts_in_layouts_and_windows(backend: str, threads: int) -> None:
+    shape = (1000, 999)
+    x = values(shape, DTYPES["float64"])
+    window = dropfast.Mask((2**20, 2**30), 0.1, key=KEY).window((3, 2**29 + 77), shape)
+    kept = expected.keep((2**20, 2**30), 0.1, KEY, start=(3, 2**29 + 77), shape=shape)
+    with threadpool_limits(threads, user_api="openmp"):
+        for view in (x, x[::-1], np.asfortranarray(x)):
+            assert_same_bits(window.apply(view), expected.output(view, kept, 0.1))
+
+
+SCRIPT = """
+import hashlib, sys
+import numpy as np
+import dropfast
+from dropfast import _backend
+threads = dropfast.show_config(mode="dicts")["threads"]
+for backend in _backend.available():
+    _backend.use(backend)
+    digest = hashlib.sha256()
+    for shape, shared_axes in SHAPES:
+        x = np.arange(np.prod(shape), dtype=np.float32).reshape(shape) - 1000
+        digest.update(dropfast.Mask(shape, 0.1, key=5, shared_axes=shared_axes).apply(x).tobytes())
+    print(backend, dropfast.show_config(mode="dicts")["threads"], digest.hexdigest())
+"""
+
+
+def test_thread_counts_by_environment() -> None:
+    shapes: list[tuple[Shape, Any]] = [
+        (shape, MODES[mode](shape).get("shared_axes", ())) for shape, mode in WORK.values()
+    ]
+    digest = hashlib.sha256()
+    for shape, shared_axes in shapes:
+        x = np.arange(np.prod(shape), dtype=np.float32).reshape(shape) - 1000
+        kept = expected.keep(shape, 0.1, 5, shared_axes=shared_axes)
+        digest.update(expected.output(x, kept, 0.1).tobytes())
+    openmp = dropfast.show_config(mode="dicts")["openmp"]
+    for threads in (1, 2, 3, 7):
+        done = run_python(f"SHAPES = {shapes!r}\n{SCRIPT}", env={"OMP_NUM_THREADS": str(threads)})
+        assert done.returncode == 0, done.stderr
+        lines = [line.split() for line in done.stdout.splitlines()]
+        assert [line[0] for line in lines] == list(dropfast._backend.available())
+        for name, used, sha in lines:
+            assert used == str(threads if openmp and name != "numpy" else 1)
+            assert sha == digest.hexdigest(), f"{name} on {threads} threads"
+
+
+@pytest.mark.parametrize("work", ["per-sample-rows", "shared-first", "spatial"])
+def test_many_python_threads_at_once(backend: str, work: str) -> None:
+    shape, mode = WORK[work]
+    x = values(shape, DTYPES["float32"])
+    alone = [apply(shape, mode, x, draw).tobytes() for draw in range(16)]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda draw: apply(shape, mode, x, draw).tobytes(), range(16)))
+    assert together == alone
+
+
+def test_one_array_by_many_python_threads(backend: str) -> None:
+    """Each thread computes its own window into one output."""
+    x = values((800, 1000), DTYPES["float32"])
+    mask, out = dropfast.Mask(x.shape, 0.1, key=KEY), np.empty_like(x)
+
+    def shard(row: int) -> None:
+        mask.window((row, 0), (200, 1000)).apply(x[row : row + 200], out=out[row : row + 200])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(shard, range(0, 800, 200)))
+    assert_same_bits(out, expected.output(x, expected.keep(x.shape, 0.1, KEY), 0.1))
+
+
+def test_gil_is_released(backend: str) -> None:
+    """While one thread is inside a call, another goes on; with the GIL held it could not, from end to end."""
+    x = np.ones(1 << 23, np.float32)
+    out = np.empty_like(x)
+    mask = dropfast.Mask(x.shape, 0.1, key=KEY)
+    ticks: list[float] = []
+    seen: list[bool] = []
+
+    def work() -> None:
+        with threadpool_limits(1, user_api="openmp"):  # longer calls, and a core left for the other thread
+            while len(seen) < 50 and not any(seen):  # a busy machine may not let the other thread run in each call
+                begin = time.perf_counter()
+                mask.apply(x, out=out)
+                margin = 0.2 * (time.perf_counter() - begin)
+                seen.append(any(begin + margin < tick < time.perf_counter() - margin for tick in ticks[-1000:]))
+
+    mask.apply(x, out=out)
+    worker = threading.Thread(target=work)
+    worker.start()
+    while worker.is_alive():
+        ticks.append(time.perf_counter())
+        time.sleep(0.0002)
+    worker.join()
+    assert any(seen), f"no progress elsewhere in {len(seen)} calls"
+
+
+# ---- fork ----------------------------------------------------------------------------------------
+
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+# Python 3.12 and newer warn of any fork in a process with threads. That it works all the same is what is tested.
+may_fork = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+PATIENCE = 30  # seconds, for a hang to count as one
+
+
+def in_forked_child(check: Any) -> int:
+    """Return how a child ended that calls check(): 0 if it held, else an exit code or minus a signal."""
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(PATIENCE)  # ends the child even if it hangs in a lock
+        try:
+            os._exit(0 if check() else 1)
+        except BaseException:
+            os._exit(2)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@forks
+@may_fork
+@pytest.mark.parametrize("threads", [1, 2, 7], ids=lambda n: f"threads={n}")
+def test_fork_after_a_parallel_call(backend: str, threads: int) -> None:
+    shape, mode = WORK["per-sample-rows"]
+    x = values(shape, DTYPES["float32"])
+    with threadpool_limits(threads, user_api="openmp"):
+        alone = apply(shape, mode, x).tobytes()
+        assert in_forked_child(lambda: apply(shape, mode, x).tobytes() == alone) == 0
+        assert apply(shape, mode, x).tobytes() == alone  # the parent goes on
+        # A child of a child, and one that makes several calls.
+        assert in_forked_child(lambda: in_forked_child(lambda: apply(shape, mode, x).tobytes() == alone) == 0) == 0
+        assert in_forked_child(lambda: all(apply(shape, mode, x).tobytes() == alone for _ in range(3))) == 0
+
+
+@forks
+@may_fork
+def test_fork_from_another_thread(backend: str) -> None:
+    shape, mode = WORK["shared-first"]
+    x = values(shape, DTYPES["float32"])
+    alone = apply(shape, mode, x).tobytes()
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: apply(shape, mode, x).tobytes()).result() == alone
+        ended = pool.submit(in_forked_child, lambda: apply(shape, mode, x).tobytes() == alone).result(2 * PATIENCE)
+    assert ended == 0
+
+
+def _digest_in_process(shape: Shape, mode: str, x: Array, results: Any) -> None:
+    results.put(hashlib.sha256(apply(shape, mode, x).tobytes()).hexdigest())
+
+
+@forks
+@may_fork
+def test_multiprocessing_with_fork(backend: str) -> None:
+    shape, mode = WORK["per-sample-rows"]
+    x = values(shape, DTYPES["float32"])
+    alone = hashlib.sha256(apply(shape, mode, x).tobytes()).hexdigest()
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+    children = [context.Process(target=_digest_in_process, args=(shape, mode, x, results)) for _ in range(2)]
+    for child in children:
+        child.start()
+    try:
+        for child in children:
+            child.join(PATIENCE)
+            assert child.exitcode == 0, "a forked child hangs or failed"
+    finally:
+        for child in children:
+            child.kill()
+            child.join()
+    assert [results.get() for _ in children] == [alone, alone]
