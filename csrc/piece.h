@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include <algorithm>
+#include <array>
 #include <type_traits>
 
 #include "dropfast.h"
@@ -125,6 +126,12 @@ constexpr int64_t kPatternBits = 4096;  // bits of short runs, put together so t
 constexpr int64_t kStridedItems = 32;   // elements that are not side by side, brought together at a time
 constexpr int64_t kLongRepeat = 64;     // from here on a bit's own elements are a run that is long enough
 
+inline const auto kOnes = [] {
+  std::array<uint64_t, kPatternBits / 64 + 1> words;
+  words.fill(~uint64_t{0});
+  return words;
+}();
+
 // The axes of a piece, by what a mask bit does there:
 //   outer    the mask moves on: each position has a run of bits of its own
 //   shared   the same run of bits again
@@ -206,12 +213,11 @@ class Piece {
   }
 
   void use_short_repeats(const char* x, char* out, const uint64_t* keep, int64_t first, int64_t n) const {
-    const uint64_t ones[2] = {~uint64_t{0}, ~uint64_t{0}};
     for (int64_t done = 0; done < n;) {
       const int64_t count = std::min(n - done, kPatternBits / repeat_);
       uint64_t pattern[kPatternBits / 64 + 1] = {};
       for (int64_t i = 0; i < count; ++i) {
-        if (bit_at(keep, first + done + i)) append_bits(pattern, i * repeat_, ones, 0, repeat_);
+        if (bit_at(keep, first + done + i)) append_bits(pattern, i * repeat_, kOnes.data(), 0, repeat_);
       }
       for_each_shared(shared_n_, x + done * run_.x, out + done * run_.out,
                       [&](const char* x, char* out) { select(x, out, count * repeat_, pattern, 0); });
@@ -232,12 +238,8 @@ class Piece {
       memset(out, 0, (size_t)(repeat_ * size_));
       return;
     }
-    static const struct Ones {
-      uint64_t words[kPatternBits / 64 + 1];
-      Ones() { memset(words, 0xff, sizeof words); }
-    } ones;
     for (int64_t i = 0; i < repeat_; i += kPatternBits) {
-      select(x + i * size_, out + i * size_, std::min(kPatternBits, repeat_ - i), ones.words, 0);
+      select(x + i * size_, out + i * size_, std::min(kPatternBits, repeat_ - i), kOnes.data(), 0);
     }
   }
 
