@@ -62,7 +62,8 @@ def parts(draw: st.DrawFn) -> Part:
         before, behind = draw(around), draw(st.integers(0, 200))
         full = before + n + behind
         if axis not in shared:
-            if elements * full > 2**62:  # large enough
+            rest = math.prod(max(m, 1) for m in shape[axis + 1 :])
+            if elements * full * rest > 2**62:  # large enough
                 before, full = 0, n
             elements *= max(full, 1)
         start.append(before)
