@@ -29,9 +29,11 @@ test: $(VENV)/.group-test  ## the whole test suite, on every backend and instruc
 	$(say) "the tests"
 	$(bin)/pytest $(PYTEST_ARGS)
 
-bench: $(VENV)/.extra-bench  ## the benchmarks: dropfast, its NumPy twin and the NumPy idiom side by side
+bench: $(VENV)/.extra-bench  ## the benchmarks: dropfast, its twin, NumPy, and the peers of `make peers`
 	$(say) "the benchmarks"
 	$(bin)/pytest benchmarks $(BENCH_ARGS)
+
+peers: $(VENV)/.group-peers  ## install the frameworks that the benchmarks compare with (2 GB)
 
 # Everything that reads the files without running them.
 lint: $(VENV)/.group-lint $(VENV)/.group-test  ## style, types, spelling and metadata
@@ -80,5 +82,5 @@ $(VENV)/.group-%: pyproject.toml | $(VENV)/.installed
 
 # Two pips at once in one environment would trip over each other.
 .NOTPARALLEL:
-.PHONY: help demo test bench lint clean
+.PHONY: help demo test bench peers lint clean
 .PRECIOUS: $(VENV)/.extra-% $(VENV)/.group-%
