@@ -10,7 +10,9 @@ namespace {
 
 // ---- draw
 
-constexpr int kChains = 2;  // vectors of blocks side by side
+// Vectors of blocks side by side: as many as the registers hold, of which AVX-512 has 32 and the others 16 (NEON's 32
+// are 16 bytes each). By llvm-mca, 4 instead of 2 save 18 % of the cycles of a plane on Zen 4 and 24 % on Skylake-X.
+constexpr int kChains = kBytes == 64 ? 4 : 2;
 constexpr int kGroup = kChains * kLanes64;
 static_assert(kDrawGroup % kGroup == 0, "arrays are padded to kDrawGroup blocks");
 
