@@ -5,7 +5,10 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
+#include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #include "engine.h"
 #include "kernels.h"
@@ -85,9 +88,19 @@ bool has_shape(const py::array& a, const dropfast_mask& mask) {
   return a.ndim() == mask.ndim && std::equal(mask.shape, mask.shape + mask.ndim, as_int64(a.shape()));
 }
 
+// Whether elements may share memory: an axis steps less far than the ones inside it reach.
 bool overlaps_itself(const py::array& a) {
+  if (a.flags() & py::array::c_style) return false;
+  std::pair<py::ssize_t, py::ssize_t> steps[DROPFAST_MAX_NDIM];  // stride and length
+  int n = 0;
   for (py::ssize_t d = 0; d < a.ndim(); ++d) {
-    if (a.strides(d) == 0 && a.shape(d) > 1) return true;
+    if (a.shape(d) > 1) steps[n++] = {std::abs(a.strides(d)), a.shape(d)};
+  }
+  std::sort(steps, steps + n);
+  py::ssize_t reach = a.itemsize();
+  for (int i = 0; i < n; ++i) {
+    if (steps[i].first < reach) return true;
+    reach += steps[i].first * (steps[i].second - 1);
   }
   return false;
 }

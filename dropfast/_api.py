@@ -81,8 +81,8 @@ def dropout(
            [0., 2., 0., 2., 0., 2.]], dtype=float32)
     """
     threshold = _checks.threshold(_checks.rate(rate))
-    recipe = _checks.recipe(x, shared_axes, noise_shape, _checks.new_key(rng), 0, threshold)
-    return _backend.apply(x, out, recipe)
+    shape, strides = _checks.layout(x, shared_axes, noise_shape)
+    return _backend.apply(x, out, (shape, strides, 0, _checks.new_key(rng), 0, threshold))
 
 
 class Dropout:
@@ -196,14 +196,13 @@ class Dropout:
         """
         if not self.training:
             return x
+        shape, strides = _checks.layout(x, self._shared_axes, self._noise_shape)
         with self._lock:
-            draw = self._draw
+            key, draw = self._key, self._draw
             if draw >> 32:
-                raise OverflowError(
-                    f"the layer's key {self._key} has given its 2**32 masks; load a state with another key"
-                )
+                raise OverflowError(f"the layer's key {key} has given its 2**32 masks; load a state with another key")
             self._draw = draw + 1
-        recipe = _checks.recipe(x, self._shared_axes, self._noise_shape, self._key, draw, self._threshold)
+        recipe = (shape, strides, 0, key, draw, self._threshold)
         y = _backend.apply(x, None, recipe)
         self._last = recipe
         return y

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 #: (shape of x, index strides, index of the first element, key, draw, threshold). Element (i, j, ...) of x has the index
 #: ``start + i * strides[0] + j * strides[1] + ...`` in the mask's whole shape; the stride is 0 on shared axes.
@@ -70,7 +71,10 @@ def new_key(rng: RNGLike | SeedLike | None) -> int:
     if rng is None:
         return int.from_bytes(os.urandom(8), "little")
     if not isinstance(rng, np.random.Generator):
-        rng = np.random.default_rng(rng)
+        try:
+            rng = np.random.default_rng(rng)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"rng must be something that numpy.random.default_rng takes, got {rng!r}") from error
     return rng.bit_generator.random_raw()  # an int, drawn under the bit generator's own lock
 
 
@@ -162,25 +166,22 @@ def _sharing(shape: tuple[int, ...], axes: tuple[int, ...]) -> Sharing:
         raise ValueError(f"a mask has at most 2**63 elements, got {elements} for the noise_shape {noise_shape}")
     strides, stride = [0] * len(shape), 1
     for axis in reversed(range(len(shape))):
-        if noise_shape[axis] > 1:
+        if noise_shape[axis] > 1 and elements > 0:
             strides[axis] = stride
             stride *= noise_shape[axis]
     return noise_shape, tuple(strides), shared_axes
 
 
-def recipe(
+def layout(
     x: Any,
     shared_axes: SupportsIndex | Iterable[SupportsIndex],
     noise_shape: Iterable[SupportsIndex | None] | None,
-    key: int,
-    draw: int,
-    threshold: int,
-) -> Recipe:
-    """Return the recipe of a whole mask for `x`, from numbers that are checked already."""
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the shape of `x`, and the index strides of a mask for it."""
     if not isinstance(x, np.ndarray):
         raise not_an_array("x", x)
     shape = x.shape
-    return shape, sharing(shape, shared_axes, noise_shape)[1], 0, key, draw, threshold
+    return shape, sharing(shape, shared_axes, noise_shape)[1]
 
 
 def window(
@@ -223,6 +224,16 @@ def not_an_array(name: str, value: Any) -> TypeError:
     return TypeError(f"{name} must be a numpy.ndarray, got {type(value).__name__}")
 
 
+def _overlaps_itself(array: npt.NDArray[Any]) -> bool:
+    """Return whether elements may share memory: an axis steps less far than the ones inside it reach."""
+    reach = array.itemsize
+    for stride, n in sorted((abs(stride), n) for stride, n in zip(array.strides, array.shape, strict=True) if n > 1):
+        if stride < reach:
+            return True
+        reach += stride * (n - 1)
+    return False
+
+
 def fault(x: Any, out: Any, shape: tuple[int, ...]) -> Exception | None:
     """Return what is wrong with these arrays for a mask of this shape, None if nothing is."""
     for name, array in (("x", x), ("out", out)):
@@ -240,7 +251,7 @@ def fault(x: Any, out: Any, shape: tuple[int, ...]) -> Exception | None:
         return ValueError("out must be writable, got a read-only array")
     if x.size == 0:
         return None
-    if any(stride == 0 and n > 1 for stride, n in zip(out.strides, out.shape, strict=True)):
+    if _overlaps_itself(out):
         return ValueError(f"out must not overlap itself, got the strides {out.strides} for the shape {shape}")
     same = x.ctypes.data == out.ctypes.data and x.strides == out.strides
     if not same and np.shares_memory(x, out):

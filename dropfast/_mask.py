@@ -219,7 +219,8 @@ class Mask:
         _, strides, start, key, draw, threshold = self._recipe
         noise_shape = self.noise_shape
         out = np.empty((math.prod(noise_shape) + 7) // 8, np.uint8)
-        _backend.active.packed(out, (noise_shape, strides, start, key, draw, threshold))
+        if out.size:
+            _backend.active.packed(out, (noise_shape, strides, start, key, draw, threshold))
         return out
 
     def window(

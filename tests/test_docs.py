@@ -32,12 +32,7 @@ def run(test: doctest.DocTest) -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_docstrings(backend: str, name: str) -> None:
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if (error.name or "dropfast").partition(".")[0] == "dropfast":
-            raise
-        pytest.skip(f"{name} needs {error.name}, which is not installed")
+    module = importlib.import_module(name)
     for test in doctest.DocTestFinder(exclude_empty=True).find(module, name):
         run(test)
 

@@ -336,13 +336,40 @@ def test_out_that_is_read_only(backend: str) -> None:
         Mask((0, 5), key=0).apply(empty, out=empty)
 
 
-def test_out_that_overlaps_itself(backend: str) -> None:
-    row = sentinel((5,))
-    out = np.lib.stride_tricks.as_strided(row, SHAPE, (0, 4))
-    for call in each_call(X, out):
-        raises(call, ValueError, "out must not overlap itself, got the strides (0, 4) for the shape (4, 5)", row)
-    for call in each_call(out, out):
-        raises(call, ValueError, "out must not overlap itself, got the strides (0, 4) for the shape (4, 5)", row)
+@pytest.mark.parametrize("strides", [(0, 4), (4, 4), (16, 4), (-4, 8)], ids=str)
+def test_out_that_overlaps_itself(backend: str, strides: tuple[int, int]) -> None:
+    row = sentinel((20,))
+    out = np.lib.stride_tricks.as_strided(row[3:], SHAPE, strides)
+    for call in (*each_call(X, out), *each_call(out, out)):
+        raises(call, ValueError, f"out must not overlap itself, got the strides {strides} for the shape (4, 5)", row)
+
+
+@pytest.mark.parametrize("strides", [(20, 4), (24, 4), (-20, 4), (4, 16), (8, -32)], ids=str)
+def test_out_with_strides_that_do_not_overlap(backend: str, strides: tuple[int, int]) -> None:
+    memory = np.zeros(120, np.float32)
+    out = np.lib.stride_tricks.as_strided(memory[60:], SHAPE, strides)
+    assert np.array_equal(Mask(SHAPE, key=0).apply(X, out=out), Mask(SHAPE, key=0).apply(X))
+
+
+def test_a_call_that_fails_before_the_draw_takes_no_randomness(backend: str) -> None:
+    rng = np.random.default_rng(0)
+    layer = Dropout(rng=0)
+    calls: tuple[Callable[[], Any], ...] = (
+        lambda: dropout([1.0], rng=rng),  # type: ignore[arg-type]
+        lambda: dropout(X, 1.5, rng=rng),
+        lambda: dropout(X, shared_axes=5, rng=rng),
+        lambda: dropout(X, noise_shape=(1, 2), rng=rng),
+        lambda: layer([1.0]),  # type: ignore[arg-type]
+    )
+    for call in calls:
+        with pytest.raises((TypeError, ValueError)):
+            call()
+    assert rng.bit_generator.random_raw() == np.random.default_rng(0).bit_generator.random_raw()
+    assert layer.draw == 0
+
+
+def test_an_empty_mask_of_a_huge_shape_has_no_bits(backend: str) -> None:
+    assert Mask((2**62, 2**62, 2**62, 0), key=0).packed().size == 0
 
 
 _OVERLAP = "out must be x itself or not overlap it, got an array that shares part of its memory"
@@ -423,14 +450,12 @@ def test_state_of_a_layer(state: Any, kind: type[Exception], message: str) -> No
 
 @pytest.mark.parametrize("rng", ["abc", 1.5, -1, [-1], object()], ids=str)
 def test_rng(rng: Any) -> None:
-    """The words are those of numpy.random.default_rng, which decides what is a seed."""
-    with pytest.raises((TypeError, ValueError)):
-        np.random.default_rng(rng)
+    message = f"rng must be something that numpy.random.default_rng takes, got {rng!r}"
     out = sentinel(SHAPE)
-    with pytest.raises((TypeError, ValueError)):
+    with pytest.raises((TypeError, ValueError), match=exactly(message)):
         dropout(X, rng=rng, out=out)
     assert out.tobytes() == sentinel(SHAPE).tobytes()
-    with pytest.raises((TypeError, ValueError)):
+    with pytest.raises((TypeError, ValueError), match=exactly(message)):
         Dropout(rng=rng)
 
 
