@@ -56,8 +56,11 @@ int merge_axes(const dropfast_mask& mask, const int64_t* x_strides, const int64_
 
 // ---- threads
 
-constexpr int64_t kElementsPerThread = 1 << 17;      // 25 us and more: below, a team costs more than it brings
-constexpr int64_t kStreamingBytes = 32 * (1 << 20);  // outputs from here on go past the caches
+constexpr int64_t kElementsPerThread = 1 << 17;  // 25 us and more: below, a team costs more than it brings
+
+// Outputs from here on go past the caches. Measured with 32 MiB of L3, that is 1.3 times as fast from 16 MiB on; at 8
+// MiB it would be, too, but whoever reads the output next should find it in the cache if it fits.
+constexpr int64_t kStreamingBytes = 16 * (1 << 20);
 
 // libgomp's threads do not survive a fork, and its next parallel region in the child waits for them for ever. They
 // belong to the thread that started them, though: a fresh thread gets a fresh team.

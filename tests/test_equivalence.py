@@ -317,7 +317,7 @@ def test_windows(backend: str, rate: float, name: str) -> None:
 
 # ---- larger than the caches ----------------------------------------------------------------------
 
-# More than 32 MiB of output goes past the caches, where there are stores for it: (dtype, shape, mode, offset in bytes).
+# 16 MiB and more of output goes past the caches, where there are stores for it: (dtype, shape, mode, offset in bytes).
 LARGE: dict[str, tuple[str, Shape, str, int]] = {
     "float16-rows": ("float16", (2500, 6800), "shared-first", 0),
     "bfloat16-spatial": ("bfloat16", (60, 3000, 10, 10), "spatial", 2),
