@@ -24,7 +24,7 @@ constexpr int64_t kGilElements = 1 << 15;  // a call this big takes microseconds
 
 inline const int64_t* as_int64(const py::ssize_t* p) { return reinterpret_cast<const int64_t*>(p); }
 
-// The recipe of a mask, as dropfast/_mask.py makes it: (shape, strides, start, key, draw, threshold).
+// The recipe of a mask, as dropfast/_checks.py defines it: (shape, strides, start, key, draw, threshold).
 class Recipe {
  public:
   explicit Recipe(const py::tuple& recipe) {
