@@ -60,15 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command == "info":
         show_config()
     elif arguments.command == "demo":
-        # Known before a minute has been spent on what could not be saved.
-        if arguments.out.suffix != ".png" or not arguments.out.absolute().parent.is_dir():
-            demo.error(f"--out must be a .png file in a folder that exists, got {arguments.out}")
+        _check_picture(demo, "--out", arguments.out)
         from dropfast.demo import run
 
         run(arguments.out, quick=arguments.quick)
     elif arguments.command == "bench":
-        if arguments.plot.suffix != ".png" or not arguments.plot.absolute().parent.is_dir():
-            bench.error(f"--plot must be a .png file in a folder that exists, got {arguments.plot}")
+        _check_picture(bench, "--plot", arguments.plot)
         if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
             bench.error(f"--json must be a file in a folder that exists, got {arguments.json}")
         if arguments.threads < 1:
@@ -85,6 +82,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         parser.print_help()
     return 0
+
+
+def _check_picture(parser: argparse.ArgumentParser, option: str, path: Path) -> None:
+    """Stop, before a minute has been spent, if a picture could not be saved."""
+    if path.suffix != ".png" or not path.absolute().parent.is_dir():
+        parser.error(f"{option} must be a .png file in a folder that exists, got {path}")
 
 
 if __name__ == "__main__":

@@ -178,7 +178,7 @@ class Dropout:
         """The mask of the last training call."""
         if self._last is None:
             return None
-        shared_axes = _checks.sharing(self._last[0], self._shared_axes, self._noise_shape)[2]
+        shared_axes = _checks.sharing(self._last[0], self._shared_axes, self._noise_shape)[1]
         return Mask._of(self._rate, shared_axes, self._last)
 
     def __call__(self, x: npt.NDArray[Any]) -> npt.NDArray[Any]:

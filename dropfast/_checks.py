@@ -110,7 +110,7 @@ def shape(name: str, values: SupportsIndex | Iterable[SupportsIndex]) -> tuple[i
     return lengths
 
 
-Sharing: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+Sharing: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def sharing(
@@ -118,7 +118,7 @@ def sharing(
     shared_axes: SupportsIndex | Iterable[SupportsIndex],
     noise_shape: Iterable[SupportsIndex | None] | None,
 ) -> Sharing:
-    """Return (noise_shape, strides of the index, shared_axes) of a mask for x of this shape.
+    """Return (strides of the index, shared_axes) of a mask for x of this shape.
 
     The two ways to say which axes share their bits are two spellings of one thing, so only one may be given.
     """
@@ -167,7 +167,7 @@ def _sharing(shape: tuple[int, ...], axes: tuple[int, ...]) -> Sharing:
         if noise_shape[axis] > 1 and elements > 0:
             strides[axis] = stride
             stride *= noise_shape[axis]
-    return noise_shape, tuple(strides), shared_axes
+    return tuple(strides), shared_axes
 
 
 def layout(
@@ -180,8 +180,8 @@ def layout(
         raise not_an_array("x", x)
     shape = x.shape
     if noise_shape is None and shared_axes is NO_AXES:  # what most calls ask for, and a tenth of a small call's time
-        return shape, _sharing(shape, NO_AXES)[1]
-    return shape, sharing(shape, shared_axes, noise_shape)[1]
+        return shape, _sharing(shape, NO_AXES)[0]
+    return shape, sharing(shape, shared_axes, noise_shape)[0]
 
 
 def window(

@@ -89,7 +89,7 @@ class Mask:
     ) -> None:
         lengths = _checks.shape("shape", shape)
         self._rate = _checks.rate(rate)
-        _, strides, self._shared_axes = _checks.sharing(lengths, shared_axes, noise_shape)
+        strides, self._shared_axes = _checks.sharing(lengths, shared_axes, noise_shape)
         self._window = None
         self._recipe = (
             lengths,
