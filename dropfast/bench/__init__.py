@@ -49,11 +49,11 @@ def run(
         )
 
     # Only now, for they import those packages.
+    from dropfast._report import Report
     from dropfast.bench import machine, picture, tables
     from dropfast.bench.case import Case
     from dropfast.bench.contenders import CONTENDERS
     from dropfast.bench.measure import Timing, measure
-    from dropfast.demo.report import Report
 
     began = time.perf_counter()
     report = Report()

@@ -11,7 +11,7 @@ import numpy as np
 import dropfast
 from dropfast import _backend, _numpy
 from dropfast.bench import peers
-from dropfast.bench.case import Array, Case
+from dropfast.bench.case import Array, Case, empty
 from dropfast.bench.contender import Contender, Run
 
 
@@ -21,7 +21,7 @@ class Copy(Contender):
     name, distributions, peer = "np.copyto", ("numpy",), False
 
     def prepare(self, case: Case) -> Run:
-        x, dy, y, dx = _arrays(case)
+        x, dy, y, dx = case.arrays()
 
         def forward() -> Array:
             np.copyto(y, x)
@@ -49,7 +49,7 @@ class Dropfast(Contender):
         return f"{dropfast.__version__} {_backend.current()}"
 
     def prepare(self, case: Case) -> Run:
-        x, dy, y, dx = _arrays(case)
+        x, dy, y, dx = case.arrays()
         apply = _mask(case).apply
         return (lambda: (apply(x, out=y), apply(dy, out=dx))) if case.backward else lambda: apply(x, out=y)
 
@@ -71,7 +71,7 @@ class Twin(Contender):
     name, distributions, peer = "dropfast's twin", ("numpy",), False
 
     def prepare(self, case: Case) -> Run:
-        x, dy, y, dx = _arrays(case)
+        x, dy, y, dx = case.arrays()
         recipe = _mask(case)._recipe
 
         def forward() -> Array:
@@ -92,9 +92,9 @@ class NumPyTuned(Contender):
     name, distributions, peer = "NumPy, tuned", ("numpy",), False
 
     def prepare(self, case: Case) -> Run:
-        x, dy, y, dx = _arrays(case)
-        buf, keep = np.empty(case.noise_shape, np.float32), np.empty(case.noise_shape, np.bool_)
-        factors = np.empty(case.noise_shape, x.dtype)
+        x, dy, y, dx = case.arrays()
+        buf, keep = empty(case.noise_shape, np.float32), empty(case.noise_shape, np.bool_)
+        factors = empty(case.noise_shape, x.dtype)
         rng, rate, scale = np.random.default_rng(0), np.float32(case.rate), x.dtype.type(case.scale)
 
         def draw() -> None:
@@ -140,12 +140,6 @@ class NumPyNaive(Contender):
 
 def _mask(case: Case) -> dropfast.Mask:
     return dropfast.Mask(case.shape, case.rate, key=0, shared_axes=0 if case.shared else ())
-
-
-def _arrays(case: Case) -> tuple[Array, Array, Array, Array]:
-    """Return x, dy, and an array for each result, written to before: no page of memory is new when time is taken."""
-    x, dy = case.x(), case.dy()
-    return x, dy, np.ones_like(x), np.ones_like(dy)
 
 
 CONTENDERS: tuple[Contender, ...] = (

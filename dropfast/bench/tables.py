@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from dropfast._report import Report
 from dropfast.bench.measure import Timing
-from dropfast.demo.report import Report
 
 
 def rows(timings: Sequence[Timing]) -> list[list[str]]:

@@ -31,23 +31,23 @@ def run(out: Path, *, quick: bool = False) -> None:
     # Only now, for they import those packages.
     from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
+    from dropfast._report import Report
     from dropfast.demo import answer, example, picture, speed, training, variance
-    from dropfast.demo.report import Report
 
     report = Report()
     began = time.perf_counter()
     # One thread for everything: comparable timings, and sums in the same order in every run.
     with threadpool_limits(1):
         example.show(report)
-        timings = speed.measure(report, repeats=31 if quick else 101)
-        speed.show(report, timings)
+        turns = speed.take_turns(report, rounds=31 if quick else 101)
+        speed.show(report, turns)
         trained = training.measure(report, seeds=4 if quick else 16, epochs=32 if quick else 128)
         training.show(report, trained)
         noise = variance.measure(report, pairs=20 if quick else 200)
         variance.show(report, noise)
     picture.draw(out, trained, noise)
     report.heading("The answer")
-    report.text(answer.text(timings, trained, noise))
+    report.text(answer.text(turns, trained, noise))
     report.line()
     report.line(f"The picture is {out.absolute()}")
     report.line(f"All this took {time.perf_counter() - began:.0f} s.")

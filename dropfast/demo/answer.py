@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from dropfast.demo.speed import Timing
+from dropfast.demo.speed import Turn
 from dropfast.demo.training import BATCH, Trained
 from dropfast.demo.variance import SIZES_OF_BATCH, Noise
 
 EARLY = 3  # place among the epochs that were measured
 
 
-def text(timings: list[Timing], trained: Trained, noise: Noise) -> str:
+def text(turns: list[Turn], trained: Trained, noise: Noise) -> str:
     """Return the answer as a paragraph."""
     one, *_, per_sample = noise.measured("per-sample")[0]
     shared = noise.measured("shared")[0][-1]
     v, c, largest = noise.v.mean(), noise.c.mean(), SIZES_OF_BATCH[-1]
     early, late = ({m: f"{a[:, i].mean():.1f}%" for m, a in trained.accuracy.items()} for i in (EARLY, -1))
-    *_, one_by_one, _, last = timings
+    *_, one_by_one, _, last = turns
     # Each against the copy that it took turns with: the two were not timed side by side.
-    gain = (one_by_one.dropfast / one_by_one.copy) / (last.dropfast / last.copy)
+    gain = last.share / one_by_one.share
     return f"""
         As a rule, others for each sample. The mean gradient is the same either way, but not its noise: with a mask for
         each sample, the variance that the masks give the gradient of a batch of M falls as 1/M, here from {one:.3g} at
@@ -27,8 +27,8 @@ def text(timings: list[Timing], trained: Trained, noise: Noise) -> str:
         {trained.epochs[EARLY]} epochs, where per-sample masks reached {early["per-sample"]}; after {trained.epochs[-1]}
         epochs it was {late["shared"]} against {late["per-sample"]} ({late["no dropout"]} without dropout),
         {ending(trained)}. In dropout's own time, sharing gains a factor of {gain:.1f} at
-        {"x".join(map(str, last.shape))}; share masks where batches are small, or where all samples must see the same
-        thinned network."""
+        {"x".join(map(str, last.copy.case.shape))}; share masks where batches are small, or where all samples must see
+        the same thinned network."""
 
 
 def ending(trained: Trained) -> str:

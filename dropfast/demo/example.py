@@ -9,7 +9,7 @@ import numpy.typing as npt
 from rich.text import Text
 
 import dropfast
-from dropfast.demo.report import Report
+from dropfast._report import Report
 
 RATE = 0.5
 SEED = 0

@@ -9,8 +9,8 @@ import numpy.typing as npt
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from dropfast._report import Report
 from dropfast.demo.network import Adam, Array, Labels, Network, train_epoch
-from dropfast.demo.report import Report
 
 # Usual settings, and few images, so that there is something to overfit. They were settled with other seeds.
 SIZES = 64, 256, 256, 10

@@ -17,8 +17,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from dropfast._report import Report
 from dropfast.demo.network import Adam, Array, Network, batch_gradient, train_epoch
-from dropfast.demo.report import Report
 from dropfast.demo.training import BATCH, MODES, RATE, SIZES, load
 
 EPOCHS_BEFORE = 8  # of training: the weights are neither random nor finished

@@ -1,4 +1,4 @@
-"""How the demo speaks: headings, text, tables and progress, in colour on a terminal and plain elsewhere."""
+"""How demo and benchmark speak: headings, text, tables and progress, in colour on a terminal and plain elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WIDTH = 80  # of paragraphs, at most
 
 
 class Report:
-    """Where the demo prints. Only ASCII text, so that every terminal and log file can show it."""
+    """Where they print. Only ASCII text, so that every terminal and log file can show it."""
 
     def __init__(self) -> None:
         self._console = Console(highlight=False)

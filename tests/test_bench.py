@@ -1,0 +1,57 @@
+"""The benchmark of the command line runs, checks everyone's results, and writes its measurements and its picture."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from processes import run_module
+
+from dropfast.bench.case import Case
+from dropfast.bench.contenders import CONTENDERS, Dropfast
+
+OURS = [contender for contender in CONTENDERS if not contender.peer]
+
+
+def test_bench(tmp_path: Path) -> None:
+    picture, measurements = tmp_path / "bench.png", tmp_path / "bench.json"
+    done = run_module("dropfast", "bench", "--quick", "--no-peers", "--plot", str(picture), "--json", str(measurements))
+    assert done.returncode == 0, done.stderr
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    for words in ("share of np.copyto", "times NumPy, tuned", "1024x1024", str(picture), str(measurements)):
+        assert words in done.stdout
+    content = json.loads(measurements.read_text())
+    assert {timing["contender"] for timing in content["timings"]} == {contender.name for contender in OURS}
+    assert all(timing["median"] > 0 for timing in content["timings"])
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--plot", "missing/bench.png", "--plot must be a .png file in a folder that exists"),
+        ("--json", "missing/bench.json", "--json must be a file in a folder that exists"),
+        ("--threads", "0", "--threads must be at least 1, got 0"),
+    ],
+    ids=["plot", "json", "threads"],
+)
+def test_what_would_fail_after_a_minute_is_refused_at_once(
+    tmp_path: Path, option: str, value: str, message: str
+) -> None:
+    done = run_module("dropfast", "bench", option, value if option == "--threads" else str(tmp_path / value))
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize("wrong", ["rate", "scale", "shared", "backward"])
+def test_a_wrong_result_is_not_timed(wrong: str) -> None:
+    case = Case((64, 1024), 0.5, shared=wrong == "shared", backward=wrong == "backward")
+    y, dx = Dropfast().prepare(Case(case.shape, case.rate, shared=case.shared, backward=True))()
+    returned = {
+        "rate": Dropfast().prepare(Case(case.shape, 0.4))(),
+        "scale": y * np.float32(1.001),
+        "shared": Dropfast().prepare(Case(case.shape, case.rate))(),
+        "backward": (y, np.roll(dx, 1)),
+    }[wrong]
+    Dropfast().check(case, (y, dx) if case.backward else y)  # that one is right
+    with pytest.raises(AssertionError, match="64x1024"):
+        Dropfast().check(case, returned)
