@@ -2,19 +2,14 @@
 #include "engine.h"
 
 #include <math.h>
-#include <pthread.h>
 #include <string.h>
 
 #include <algorithm>
 #include <atomic>
-#include <thread>
-
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 #include "kernels.h"
 #include "piece.h"
+#include "threads.h"
 
 namespace dropfast {
 namespace {
@@ -61,25 +56,7 @@ constexpr int64_t kElementsPerThread = 1 << 17;  // 25 us and more: below, a tea
 // MiB it would be, too, but whoever reads the output next should find it in the cache if it fits.
 constexpr int64_t kStreamingBytes = 16 * (1 << 20);
 
-// libgomp's threads do not survive a fork, and its next parallel region in the child waits for them for ever. They
-// belong to the thread that started them, though: a fresh thread gets a fresh team.
-std::atomic<bool> forked{false};
-[[maybe_unused]] const int at_fork = pthread_atfork(nullptr, nullptr, [] { forked = true; });
-
-template <class Work>
-void run_parallel(int threads, const Work& work) {
-#ifdef _OPENMP
-  const auto region = [&] {
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-    for (int t = 0; t < threads; ++t) work(t);
-  };
-  if (threads > 1) {
-    if (!forked) return region();
-    return std::thread(region).join();
-  }
-#endif
-  for (int t = 0; t < threads; ++t) work(t);
-}
+std::atomic<int> thread_limit{1 << 30};
 
 // The axis to divide among threads: the outermost that is long enough, else the longest.
 int axis_to_divide(const Axis* axes, int n, int threads) {
@@ -108,6 +85,7 @@ void apply(const dropfast_mask* mask, dropfast_dtype dtype, const void* x, const
   const Kernels& kernels = *chosen.load(std::memory_order_relaxed)->kernels;
   const bool streaming = x != out && size * kItemSize[dtype] >= kStreamingBytes;
   if (size < 2 * kElementsPerThread) {
+    const DefaultFloatingPoint mode;
     Piece(kernels, *mask, dtype, axes, n, streaming).apply((const char*)x, (char*)out, mask->start);
     return;
   }
@@ -185,10 +163,12 @@ bool has_openmp() {
 // Read afresh by every call, never set by us: so OMP_NUM_THREADS and threadpoolctl govern it.
 int max_threads() {
 #ifdef _OPENMP
-  return omp_in_parallel() ? 1 : omp_get_max_threads();
+  return omp_in_parallel() ? 1 : std::min<int>(omp_get_max_threads(), thread_limit);
 #else
   return 1;
 #endif
 }
+
+void limit_threads(int n) { thread_limit = n; }
 
 }  // namespace dropfast

@@ -13,6 +13,7 @@ void packed(const dropfast_mask* mask, uint8_t* out);
 const char* current_isa();
 bool use_isa(const char* name);  // false, and nothing changes, if this machine has no such kernels
 bool has_openmp();
-int max_threads();  // that a big call from this thread would use
+int max_threads();          // that a big call from this thread would use
+void limit_threads(int n);  // for the whole process
 
 }  // namespace dropfast

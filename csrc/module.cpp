@@ -20,7 +20,8 @@ namespace {
 
 static_assert(sizeof(py::ssize_t) == sizeof(int64_t), "NumPy's shapes and strides are read in place");
 
-constexpr int64_t kGilElements = 1 << 15;  // a call this big takes microseconds, and lets other Python threads run
+constexpr int64_t kGilElements = 1 << 15;   // a call this big takes microseconds, and lets other Python threads run
+constexpr int64_t kSlabElements = 1 << 25;  // at most some tenths of a second, after which signals are looked at
 
 inline const int64_t* as_int64(const py::ssize_t* p) { return reinterpret_cast<const int64_t*>(p); }
 
@@ -122,6 +123,27 @@ bool may_write(const py::array& x, const py::array& out) {
   return !py::module_::import("numpy").attr("shares_memory")(x, out).cast<bool>();
 }
 
+// Applies a mask to a big array slab by slab of its longest axis, so that Ctrl-C does not have to wait for the end.
+void apply_in_slabs(dropfast_mask mask, dropfast_dtype dtype, const char* x, const int64_t* x_strides, char* out,
+                    const int64_t* out_strides, int64_t size) {
+  int64_t shape[DROPFAST_MAX_NDIM];
+  std::copy(mask.shape, mask.shape + mask.ndim, shape);
+  const auto d = std::max_element(shape, shape + mask.ndim) - shape;
+  const int64_t length = shape[d], step = std::max<int64_t>(1, kSlabElements / (size / length));
+  mask.shape = shape;
+  for (int64_t begin = 0; begin < length; begin += step) {
+    shape[d] = std::min(step, length - begin);
+    {
+      const py::gil_scoped_release release;
+      apply(&mask, dtype, x, x_strides, out, out_strides);
+    }
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    x += step * x_strides[d];
+    out += step * out_strides[d];
+    mask.start += static_cast<uint64_t>(step * mask.strides[d]);
+  }
+}
+
 bool apply_to_arrays(py::handle x_object, py::handle out_object, const py::tuple& recipe) {
   if (!is_plain_array(x_object) || !is_plain_array(out_object)) return false;
   const auto x = py::reinterpret_borrow<py::array>(x_object), out = py::reinterpret_borrow<py::array>(out_object);
@@ -133,14 +155,14 @@ bool apply_to_arrays(py::handle x_object, py::handle out_object, const py::tuple
   if (x.size() == 0) return out.writeable();
   if (!out.writeable() || overlaps_itself(out) || !may_write(x, out)) return false;
 
-  const auto run = [&, from = x.data(), to = const_cast<void*>(out.data())] {
-    apply(&with.mask(), static_cast<dropfast_dtype>(dtype), from, as_int64(x.strides()), to, as_int64(out.strides()));
-  };
+  const auto code = static_cast<dropfast_dtype>(dtype);
+  const auto* from = static_cast<const char*>(x.data());
+  auto* to = static_cast<char*>(const_cast<void*>(out.data()));
+  const int64_t *x_strides = as_int64(x.strides()), *out_strides = as_int64(out.strides());
   if (x.size() < kGilElements) {
-    run();
+    apply(&with.mask(), code, from, x_strides, to, out_strides);
   } else {
-    const py::gil_scoped_release release;
-    run();
+    apply_in_slabs(with.mask(), code, from, x_strides, to, out_strides, x.size());
   }
   return true;
 }
@@ -180,5 +202,6 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used(), py::multiple_interpreters::p
   m.def("use_isa", use_isa, py::arg("name"));
   m.def("openmp", has_openmp);
   m.def("max_threads", max_threads);
+  m.def("limit_threads", limit_threads, py::arg("n"));
   m.attr("_C_API") = py::capsule(&kApi, "dropfast._native._C_API");
 }

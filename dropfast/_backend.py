@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from dropfast import _checks, _numpy
+from dropfast import _checks, _numpy, _quota
 from dropfast._checks import Recipe
 
 
@@ -42,6 +42,9 @@ class Native(Backend, Protocol):
 
     def max_threads(self) -> int:
         """Return how many threads a big call from this thread would use."""
+
+    def limit_threads(self, n: int) -> None:
+        """Use at most so many, for the whole process."""
 
 
 def _import_native() -> Native | None:
@@ -106,4 +109,13 @@ def _use_environment() -> None:
     use(f"native:{isa}" if isas else "numpy")
 
 
+def _respect_quota() -> None:
+    """Use no more threads than the process may have processors, unless OMP_NUM_THREADS says how many."""
+    if native and not os.environ.get("OMP_NUM_THREADS"):
+        quota = _quota.processors()
+        if quota is not None:
+            native.limit_threads(quota)
+
+
 _use_environment()
+_respect_quota()

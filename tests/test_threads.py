@@ -4,6 +4,7 @@ import hashlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -237,3 +238,38 @@ def test_multiprocessing_with_fork(backend: str) -> None:
             child.kill()
             child.join()
     assert [results.get() for _ in children] == [alone, alone]
+
+
+# Another library used the same libgomp before the fork, and dropfast comes only after it: its own word of the fork, an
+# atfork handler, was not there in time.
+LATE = """
+import ctypes, os, signal, sys
+libgomp = ctypes.CDLL(sys.argv[1])
+region = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda data: None)
+libgomp.GOMP_parallel(region, None, 2, 0)
+child = os.fork()
+if child == 0:
+    signal.alarm(30)
+    import numpy as np
+    import dropfast
+    assert dropfast.show_config(mode="dicts")["threads"] == 2
+    x = np.ones((1000, 1000), np.float32)
+    mask = dropfast.Mask(x.shape, 0.5, key=1)
+    for _ in range(3):
+        assert np.array_equal(mask.apply(x) != 0, mask.keep())
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) % 256)
+"""
+
+OUR_LIBGOMP = """
+import dropfast
+print(*{line.split()[-1] for line in open("/proc/self/maps") if "libgomp" in line})
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not has_openmp("native"), reason="libgomp is Linux', and was asked for")
+def test_fork_before_the_import_after_a_region_of_another_library() -> None:
+    libgomp = run_python(OUR_LIBGOMP).stdout.split()
+    assert len(libgomp) == 1
+    done = run_python(LATE, *libgomp, env={"OMP_NUM_THREADS": "2"})
+    assert done.returncode == 0, done.stderr

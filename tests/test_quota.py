@@ -1,0 +1,69 @@
+"""The promise that no more threads are used than the process may have processors, unless OMP_NUM_THREADS says so."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from processes import run_python
+
+import dropfast
+from dropfast import _backend, _quota
+
+# What is in proc/self/cgroup and below sys/fs/cgroup, and the processors that it means.
+TREES: dict[str, tuple[str, dict[str, str], int | None]] = {
+    "none": ("0::/\n", {}, None),
+    "v2-max": ("0::/\n", {"cpu.max": "max 100000\n"}, None),
+    "v2-two": ("0::/\n", {"cpu.max": "200000 100000\n"}, 2),
+    "v2-rounded-up": ("0::/\n", {"cpu.max": "150000 100000\n"}, 2),
+    "v2-a-half": ("0::/\n", {"cpu.max": "50000 100000\n"}, 1),
+    "v2-own-group": ("0::/a/b\n", {"a/b/cpu.max": "300000 100000\n"}, 3),
+    "v2-least-of-all-above": ("0::/a/b\n", {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "400000 100000\n"}, 4),
+    "v2-another-group": ("0::/a\n", {"b/cpu.max": "100000 100000\n"}, None),
+    "v1-none": ("1:cpu,cpuacct:/\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+    "v1-two": ("1:cpu,cpuacct:/\n", {"cpu/cpu.cfs_quota_us": "100000\n", "cpu/cpu.cfs_period_us": "50000\n"}, 2),
+    "v1-seen-from-outside": ("1:cpu:/x\n", {"cpu/cpu.cfs_quota_us": "1000\n", "cpu/cpu.cfs_period_us": "1000\n"}, 1),
+    "v1-other-controllers": ("4:memory:/\n2:cpuset,cpuacct:/\n", {"cpu.max": "100000 100000\n"}, None),
+}
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_quotas(tmp_path: Path, tree: str) -> None:
+    own, files, expected = TREES[tree]
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(own)
+    for name, content in files.items():
+        path = tmp_path / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    assert _quota.processors(tmp_path) == expected
+
+
+def test_a_system_without_control_groups(tmp_path: Path) -> None:
+    assert _quota.processors(tmp_path) is None
+
+
+SCRIPT = """
+from dropfast import _quota
+_quota.processors = lambda: 1
+import importlib
+from dropfast import _backend
+importlib.reload(_backend)
+print(_backend.native.max_threads())
+"""
+
+
+@pytest.mark.skipif(_backend.native is None, reason="the twin has one thread")
+def test_the_quota_is_respected() -> None:
+    assert _backend.native is not None
+    assert run_python(SCRIPT).stdout.split() == ["1"]
+    openmp = dropfast.show_config(mode="dicts")["openmp"]
+    assert run_python(SCRIPT, env={"OMP_NUM_THREADS": "3"}).stdout.split() == ["3" if openmp else "1"]
+
+
+@pytest.mark.skipif(sys.platform != "linux" or _backend.native is None, reason="affinity is Linux'")
+def test_affinity() -> None:
+    script = (
+        "import os; os.sched_setaffinity(0, {%d}); import dropfast; print(dropfast.show_config('dicts')['threads'])"
+    )
+    assert run_python(script % min(os.sched_getaffinity(0))).stdout.split() == ["1"]
