@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from dropfast import _checks
+from dropfast import _checks, _floats
 from dropfast._checks import Recipe
 
 Words: TypeAlias = npt.NDArray[np.uint64]
@@ -149,8 +149,9 @@ def apply(x: Any, out: Any, recipe: Recipe) -> bool:
     shape, strides, start, *rest = recipe
     if _checks.fault(x, out, shape) is not None:
         return False
-    scale = _checks.scale(recipe[-1])
-    with np.errstate(all="ignore"):  # inf and NaN are the user's; the compiled backend says nothing of them either
+    # inf and NaN are the user's; the compiled backend says nothing of them either.
+    with _floats.default_mode(), np.errstate(all="ignore"):
+        scale = _checks.scale(recipe[-1])
         for place, first in _pieces(strides, start, tuple(slice(0, n) for n in shape)):
             part = out[place]
             _select(x[place], part, _keep(part.shape, strides, first, *rest), scale)
