@@ -29,6 +29,10 @@ test: $(VENV)/.group-test  ## the whole test suite, on every backend and instruc
 	$(say) "the tests"
 	$(bin)/pytest $(PYTEST_ARGS)
 
+doors: $(VENV)/.doors  ## the tests of the doors, with the real frameworks (installs them, 2 GB)
+	$(say) "the tests of the doors"
+	$(bin)/pytest tests/doors $(PYTEST_ARGS)
+
 bench: $(VENV)/.extra-bench  ## the benchmarks: dropfast, its twin, NumPy, and the peers of `make peers`
 	$(say) "the benchmarks"
 	$(bin)/pytest benchmarks $(BENCH_ARGS)
@@ -80,7 +84,14 @@ $(VENV)/.group-%: pyproject.toml | $(VENV)/.installed
 	$(pip) install --quiet --group $*
 	@touch $@
 
+# Once more, with the handler for JAX: its headers are jaxlib's, which pip hides from builds.
+$(VENV)/.doors: $(VENV)/.group-doors
+	$(say) "building the handler for JAX (about a minute)"
+	$(pip) install --quiet --no-deps --force-reinstall . --config-settings=cmake.define.DROPFAST_XLA_INCLUDE="$$($(python) -c \
+	  'import jaxlib; print(jaxlib.__path__[0])')/include"
+	@touch $@
+
 # Two pips at once in one environment would trip over each other.
 .NOTPARALLEL:
-.PHONY: help demo test bench peers lint clean
+.PHONY: help demo test doors bench peers lint clean
 .PRECIOUS: $(VENV)/.extra-% $(VENV)/.group-%
