@@ -89,6 +89,7 @@ $(VENV)/.doors: $(VENV)/.group-doors
 	$(say) "building the handler for JAX (about a minute)"
 	$(pip) install --quiet --no-deps --force-reinstall . --config-settings=cmake.define.DROPFAST_XLA_INCLUDE="$$($(python) -c \
 	  'import jaxlib; print(jaxlib.__path__[0])')/include"
+	$(python) -c 'import dropfast._jax_ffi'
 	@touch $@
 
 # Two pips at once in one environment would trip over each other.

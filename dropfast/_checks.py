@@ -234,15 +234,25 @@ def _overlaps_itself(array: npt.NDArray[Any]) -> bool:
     return False
 
 
+def wrong_dtype(dtype: Any) -> TypeError:
+    """Return the error for data of another dtype."""
+    return TypeError(f"x must have dtype float16, bfloat16, float32 or float64 in native byte order, got {dtype}")
+
+
+def wrong_shape(shape: tuple[int, ...], got: tuple[Any, ...]) -> ValueError:
+    """Return the error for data of another shape than the mask's."""
+    return ValueError(f"x must have the mask's shape {shape}, got {got}")
+
+
 def fault(x: Any, out: Any, shape: tuple[int, ...]) -> Exception | None:
     """Return what is wrong with these arrays for a mask of this shape, None if nothing is."""
     for name, array in (("x", x), ("out", out)):
         if type(array) not in (np.ndarray, np.memmap):
             return not_an_array(name, array)
     if not takes(x.dtype):
-        return TypeError(f"x must have dtype float16, bfloat16, float32 or float64 in native byte order, got {x.dtype}")
+        return wrong_dtype(x.dtype)
     if x.shape != shape:
-        return ValueError(f"x must have the mask's shape {shape}, got {x.shape}")
+        return wrong_shape(shape, x.shape)
     if out.dtype != x.dtype:
         return TypeError(f"out must have the dtype of x, {x.dtype}, got {out.dtype}")
     if out.shape != shape:

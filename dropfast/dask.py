@@ -83,8 +83,8 @@ def dropout(
     True
     """
     _check(x)
-    key = _checks.new_key(rng)
-    return apply(Mask(x.shape, rate, key=key, shared_axes=shared_axes, noise_shape=noise_shape), x)
+    mask = Mask(x.shape, rate, key=0, shared_axes=shared_axes, noise_shape=noise_shape)  # checks before a key is drawn
+    return apply(Mask(x.shape, rate, key=_checks.new_key(rng), shared_axes=mask.shared_axes), x)
 
 
 def apply(mask: Mask, x: da.Array) -> da.Array:
@@ -128,7 +128,7 @@ def apply(mask: Mask, x: da.Array) -> da.Array:
         raise TypeError(f"mask must be a dropfast.Mask, got {type(mask).__name__}")
     _check(x)
     if x.shape != mask.shape:
-        raise ValueError(f"x must have the mask's shape {mask.shape}, got {x.shape}")
+        raise _checks.wrong_shape(mask.shape, x.shape)
     axes = tuple(range(x.ndim))
     # `map_blocks` also tells a function where its block lies, but by a dictionary for each block, made when the graph
     # is: with 65,536 chunks that takes a hundred times as long. With `meta`, nothing is called on an empty dummy.
@@ -158,7 +158,7 @@ def _check(x: Any) -> None:
     if type(x._meta) is not np.ndarray:
         raise TypeError(f"x must have chunks of type numpy.ndarray, got {type(x._meta).__name__}")
     if not _checks.takes(x.dtype):
-        raise TypeError(f"x must have dtype float16, bfloat16, float32 or float64 in native byte order, got {x.dtype}")
+        raise _checks.wrong_dtype(x.dtype)
     if any(math.isnan(n) for n in x.shape):
         raise ValueError(
             f"x must have known chunk sizes, got the shape {x.shape}; x.compute_chunk_sizes() finds them out"

@@ -144,7 +144,7 @@ def apply(mask: Mask, x: Any, *, spec: Any = None) -> Any:
     x, names = _array(x), _names(spec)
     whole = _whole(x.shape, names)
     if whole != mask.shape:
-        raise ValueError(f"x must have the mask's shape {mask.shape}, got {whole}")
+        raise _checks.wrong_shape(mask.shape, whole)
     _, strides, start, key, draw, threshold = mask._recipe
     words = np.array([*_halves(key), draw, *_halves(start)], np.uint32)
     return _apply(words, x, strides=strides, threshold=threshold, names=names)
@@ -176,7 +176,7 @@ def _array(x: Any) -> Any:
     if not isinstance(x, (jax.Array, np.ndarray)):
         raise TypeError(f"x must be a jax.Array or a numpy.ndarray, got {type(x).__name__}")
     if not _checks.takes(x.dtype):
-        raise TypeError(f"x must have dtype float16, bfloat16, float32 or float64, got {x.dtype}")
+        raise _checks.wrong_dtype(x.dtype)
     if jax.dtypes.canonicalize_dtype(x.dtype) != x.dtype:
         raise TypeError(f"x must have a dtype that JAX keeps, got {x.dtype}, which needs jax_enable_x64")
     return x

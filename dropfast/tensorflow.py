@@ -68,7 +68,7 @@ def apply(mask: Mask, x: Any) -> Any:
     recipe = mask._recipe
     x = _checked(x)
     if not x.shape.is_compatible_with(mask.shape):
-        raise ValueError(f"x must have the mask's shape {mask.shape}, got {tuple(x.shape)}")
+        raise _checks.wrong_shape(mask.shape, tuple(x.shape))
     return _select(x, lambda shape: recipe)
 
 

@@ -7,10 +7,8 @@ import importlib.util
 import itertools
 import os
 import re
-import statistics
 import subprocess
 import textwrap
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -566,25 +564,6 @@ if HANDLER_IS_BUILT:
         compiled = jax.jit(lambda x: door.dropout(KEY, x, 0.5)).lower(jnp.ones(3)).compile()
         assert 'custom_call_target="dropfast"' in compiled.as_text()
 
-    def test_ten_times_as_fast_as_bernoulli_and_where() -> None:
-        """In one process, turn by turn, both jitted; in truth it is many times more."""
-        x = jnp.asarray(np.random.default_rng(0).standard_normal((1024, 1024)), jnp.float32)
-
-        def ours(key: Any, x: Any) -> Any:
-            return door.dropout(key, x, 0.5)
-
-        def theirs(key: Any, x: Any) -> Any:
-            return jnp.where(jax.random.bernoulli(key, 0.5, x.shape), x / 0.5, 0)
-
-        seconds: dict[Any, list[float]] = {jax.jit(ours): [], jax.jit(theirs): []}
-        for _ in range(15):
-            for f, took in seconds.items():
-                begin = time.perf_counter()
-                f(KEY, x).block_until_ready()
-                took.append(time.perf_counter() - begin)
-        fast, slow = (statistics.median(took[1:]) for took in seconds.values())
-        assert slow > 10 * fast
-
 
 # ---- errors --------------------------------------------------------------------------------------
 
@@ -600,7 +579,7 @@ FAULTS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "x-integers": (
         lambda: door.dropout(KEY, jnp.arange(3), 0.5),
         TypeError,
-        "x must have dtype float16, bfloat16, float32 or float64, got int32",
+        "x must have dtype float16, bfloat16, float32 or float64 in native byte order, got int32",
     ),
     "x-that-jax-would-narrow": (
         lambda: door.dropout(KEY, np.ones(3), 0.5),

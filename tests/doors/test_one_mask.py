@@ -1,0 +1,86 @@
+"""The headline: one key and one draw are one mask, bit for bit, in NumPy and in every framework that has a door."""
+
+from collections.abc import Callable
+from typing import Any
+
+import dask.array as da
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import tensorflow as tf
+import torch
+from cases import DTYPES, MODES, Array, Shape, values
+from expected import assert_same_bits
+
+import dropfast
+import dropfast.dask
+import dropfast.jax
+import dropfast.tensorflow
+import dropfast.torch
+
+jax.config.update("jax_enable_x64", True)  # for float64
+
+KEY, DRAW = 0xFEDCBA9876543210, 7  # a key beyond 2**63: most frameworks have signed integers only
+
+
+def to_torch(x: Array) -> torch.Tensor:
+    if x.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(x.view(np.int16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(x.copy())
+
+
+def from_torch(y: torch.Tensor) -> Array:
+    if y.dtype is torch.bfloat16:
+        return y.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return y.numpy()
+
+
+Door = Callable[[dropfast.Mask, Array], Any]
+DOORS: dict[str, Door] = {
+    "numpy": lambda mask, x: mask.apply(x),
+    "torch": lambda mask, x: from_torch(dropfast.torch.apply(mask, to_torch(x))),
+    "torch-compiled": lambda mask, x: from_torch(
+        torch.compile(lambda x: dropfast.torch.apply(mask, x), fullgraph=True, backend="aot_eager")(to_torch(x))
+    ),
+    "tensorflow": lambda mask, x: dropfast.tensorflow.apply(mask, tf.constant(x)).numpy(),
+    "tensorflow-graph": lambda mask, x: tf.function(lambda x: dropfast.tensorflow.apply(mask, x))(
+        tf.constant(x)
+    ).numpy(),
+    "jax": lambda mask, x: np.asarray(dropfast.jax.apply(mask, jax.numpy.asarray(x))),
+    "jax-jit": lambda mask, x: np.asarray(jax.jit(lambda x: dropfast.jax.apply(mask, x))(jax.numpy.asarray(x))),
+    "dask": lambda mask, x: dropfast.dask.apply(mask, da.from_array(x, chunks=(5, 17))).compute(),
+}
+
+
+@pytest.mark.parametrize("mode", ["per-sample", "shared-first", "shared-last"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("door", DOORS)
+def test_one_key_one_mask(door: str, dtype: str, mode: str) -> None:
+    shape: Shape = (24, 100)
+    x = values(shape, DTYPES[dtype])
+    mask = dropfast.Mask(shape, 0.3, key=KEY, draw=DRAW, **MODES[mode](shape))
+    assert_same_bits(DOORS[door](mask, x), mask.apply(x))
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_one_key_one_mask_in_shards(door: str) -> None:
+    x = values((24, 100), DTYPES["float32"])
+    mask = dropfast.Mask(x.shape, 0.3, key=KEY, draw=DRAW)
+    shards = [DOORS[door](mask.window((row, 0), (8, 100)), x[row : row + 8]) for row in range(0, 24, 8)]
+    assert_same_bits(np.concatenate(shards), mask.apply(x))
+
+
+def test_the_words_of_each_framework_mean_the_same_mask() -> None:
+    """A key, where a framework has its own word for it."""
+    x = np.ones((24, 100), np.float32)
+    expected = dropfast.Mask(x.shape, 0.5, key=123, draw=0).apply(x)
+    assert_same_bits(np.asarray(dropfast.jax.dropout(jax.random.key(123), x, 0.5)), expected)
+    assert_same_bits(dropfast.tensorflow.dropout(tf.constant(x), 0.5, seed=(123, 0)).numpy(), expected)
+    rng = np.random.default_rng(5)
+    by_rng = dropfast.dropout(x, 0.5, rng=5)
+    assert_same_bits(dropfast.dask.dropout(da.from_array(x, chunks=7), 0.5, rng=rng).compute(), by_rng)
+    assert_same_bits(dropfast.tensorflow.dropout(tf.constant(x), 0.5, seed=5).numpy(), by_rng)
+    layer = dropfast.torch.Dropout(0.5)
+    mask = dropfast.Mask(x.shape, 0.5, key=layer.key, draw=layer.draw)
+    assert_same_bits(from_torch(layer(torch.from_numpy(x))), mask.apply(x))
