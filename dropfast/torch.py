@@ -95,8 +95,8 @@ def _array(tensor: Tensor) -> npt.NDArray[Any]:
     if tensor.dtype is torch.bfloat16:
         import ml_dtypes
 
-        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.numpy()
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)  # type: ignore[no-any-return]
+    return tensor.numpy()  # type: ignore[no-any-return]
 
 
 def _apply_on_cpu(input: Tensor, state: Tensor, strides: Sequence[int], threshold: int) -> Tensor:
@@ -399,7 +399,7 @@ def dropout(
             [0., 0., 0., 2., 2., 2.]])
     """
     if torch.compiler.is_compiling():
-        return _dropout_uncompiled(
+        return _dropout_uncompiled(  # type: ignore[no-any-return]
             input, p, training, inplace, shared_axes=shared_axes, noise_shape=noise_shape, generator=generator
         )
     threshold = _threshold(p)
