@@ -71,3 +71,15 @@ def test_python_blocks_are_python(page: Path) -> None:
 
 def test_readme_has_examples_that_run() -> None:
     assert examples_of(ROOT / "README.md")
+
+
+def test_each_guarantee_has_tests_that_are_there() -> None:
+    page = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+)`", page))
+    written = {
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert named
+    assert named <= written, f"no such tests: {named - written}"
