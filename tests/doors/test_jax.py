@@ -447,7 +447,7 @@ for _ in range(30):
     y, _ = jax.block_until_ready(f(x))
     same(y, want)
     counts.append(len(os.listdir("/proc/self/task")))
-assert counts[-1] == counts[9], counts  # no new ones with every call
+assert counts[-1] < counts[9] + 10, counts  # XLA may start some late, but there are no new ones with every call
 print("done")
 """
 

@@ -19,8 +19,6 @@ import dropfast.jax
 import dropfast.tensorflow
 import dropfast.torch
 
-jax.config.update("jax_enable_x64", True)  # for float64
-
 KEY, DRAW = 0xFEDCBA9876543210, 7  # a key beyond 2**63: most frameworks have signed integers only
 
 
@@ -36,6 +34,11 @@ def from_torch(y: torch.Tensor) -> Array:
     return y.numpy()
 
 
+def in_jax(function: Callable[[Any], Any], x: Array) -> Array:
+    with jax.enable_x64(True):  # for float64
+        return np.asarray(function(jax.numpy.asarray(x)))
+
+
 Door = Callable[[dropfast.Mask, Array], Any]
 DOORS: dict[str, Door] = {
     "numpy": lambda mask, x: mask.apply(x),
@@ -47,8 +50,8 @@ DOORS: dict[str, Door] = {
     "tensorflow-graph": lambda mask, x: tf.function(lambda x: dropfast.tensorflow.apply(mask, x))(
         tf.constant(x)
     ).numpy(),
-    "jax": lambda mask, x: np.asarray(dropfast.jax.apply(mask, jax.numpy.asarray(x))),
-    "jax-jit": lambda mask, x: np.asarray(jax.jit(lambda x: dropfast.jax.apply(mask, x))(jax.numpy.asarray(x))),
+    "jax": lambda mask, x: in_jax(lambda x: dropfast.jax.apply(mask, x), x),
+    "jax-jit": lambda mask, x: in_jax(jax.jit(lambda x: dropfast.jax.apply(mask, x)), x),
     "dask": lambda mask, x: dropfast.dask.apply(mask, da.from_array(x, chunks=(5, 17))).compute(),
 }
 
