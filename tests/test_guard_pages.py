@@ -78,7 +78,7 @@ import dropfast
 from test_guard_pages import ROOM, array_at, walled
 with walled() as room:
     x = array_at(room + ROOM - 400, (1, 101), np.dtype(np.float32), 404)
-    print("reached")
+    print("reached", flush=True)
     dropfast.Mask(x.shape, 0.5, key=1).apply(x)
     print("survived")
 """
