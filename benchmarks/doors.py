@@ -8,7 +8,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-from dropfast.bench import machine
+from dropfast.bench import machine, peers
 from dropfast.bench.case import Array, Case
 from dropfast.bench.contender import Contender, Run
 from dropfast.bench.contenders import Copy
@@ -93,12 +93,6 @@ class Jitted(Contender):
         return lambda: jax.block_until_ready(run(key, x, dy))
 
 
-def bernoulli_and_where(key: Any, x: Any, rate: float) -> Any:
-    """Return what Flax does, in JAX's own words."""
-    jax = import_module("jax")
-    return jax.numpy.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
-
-
 class Called(Contender):
     """A layer of Keras, called in training."""
 
@@ -135,7 +129,7 @@ def pairs(framework: str) -> list[tuple[Contender, Contender]]:
         door = import_module("dropfast.jax")
         return [
             (
-                Jitted("bernoulli and where", bernoulli_and_where),
+                peers.Jax("bernoulli and where", generator="threefry2x32"),
                 Jitted(f"dropfast.jax ({door.road()})", lambda key, x, rate: door.dropout(key, x, rate)),
             )
         ]

@@ -149,10 +149,7 @@ class Dropout:
     ) -> None:
         self._rate = _checks.rate(rate)
         self._threshold = _checks.threshold(self._rate)
-        self._shared_axes = _checks.integers("shared_axes", shared_axes)
-        self._noise_shape = None if noise_shape is None else _checks.noise_lengths(noise_shape)
-        if self._shared_axes and self._noise_shape is not None:
-            raise _checks.both_given(self._shared_axes, self._noise_shape)
+        self._shared_axes, self._noise_shape = _checks.sharing_of_any_shape(shared_axes, noise_shape)
         self.training = True
         self._key, self._draw = _checks.new_key(rng), 0
         self._last: _checks.Recipe | None = None  # of the last training call
@@ -200,7 +197,7 @@ class Dropout:
         with self._lock:
             key, draw = self._key, self._draw
             if draw >> 32:
-                raise OverflowError(f"the layer's key {key} has given its 2**32 masks; load a state with another key")
+                raise _checks.no_masks_left(key)
             self._draw = draw + 1
         recipe = (shape, strides, 0, key, draw, self._threshold)
         y = _backend.apply(x, None, recipe)

@@ -66,6 +66,11 @@ def drawn(value: Any) -> int:
     return number
 
 
+def no_masks_left(key: int) -> OverflowError:
+    """Return the error of a layer that would have to repeat a mask."""
+    return OverflowError(f"the layer's key {key} has given its 2**32 masks; load a state with another key")
+
+
 def new_key(rng: RNGLike | SeedLike | None) -> int:
     """Return a key: 64 bits of the generator's raw stream, or of the system's entropy for None."""
     if rng is None:
@@ -149,6 +154,17 @@ def both_given(shared_axes: Any, noise_shape: Any) -> ValueError:
     return ValueError(f"give shared_axes or noise_shape, not both; got {shared_axes!r} and {noise_shape!r}")
 
 
+def sharing_of_any_shape(
+    shared_axes: SupportsIndex | Iterable[SupportsIndex], noise_shape: Iterable[SupportsIndex | None] | None
+) -> tuple[tuple[int, ...], tuple[int | None, ...] | None]:
+    """Return what a layer is told of its masks, for inputs that are yet to come."""
+    axes = integers("shared_axes", shared_axes)
+    lengths = None if noise_shape is None else noise_lengths(noise_shape)
+    if axes and lengths is not None:
+        raise both_given(axes, lengths)
+    return axes, lengths
+
+
 @functools.lru_cache(maxsize=1024)
 def _sharing(shape: tuple[int, ...], axes: tuple[int, ...]) -> Sharing:
     ndim = len(shape)
@@ -217,6 +233,11 @@ def takes(dtype: np.dtype[Any]) -> bool:
 def is_bfloat16(dtype: np.dtype[Any]) -> bool:
     """Return whether this is the bfloat16 of ml_dtypes, by its name: importing ml_dtypes to ask would need it."""
     return dtype.type.__module__ == "ml_dtypes" and dtype.type.__name__ == "bfloat16"
+
+
+def not_a_mask(value: Any) -> TypeError:
+    """Return the error for something that is not a mask."""
+    return TypeError(f"mask must be a dropfast.Mask, got {type(value).__name__}")
 
 
 def not_an_array(name: str, value: Any) -> TypeError:

@@ -125,7 +125,7 @@ def apply(mask: Mask, x: da.Array) -> da.Array:
     True
     """
     if not isinstance(mask, Mask):
-        raise TypeError(f"mask must be a dropfast.Mask, got {type(mask).__name__}")
+        raise _checks.not_a_mask(mask)
     _check(x)
     if x.shape != mask.shape:
         raise _checks.wrong_shape(mask.shape, x.shape)

@@ -140,7 +140,7 @@ def apply(mask: Mask, x: Any, *, spec: Any = None) -> Any:
            [0., 2., 0., 2., 2., 2., 2., 0.]], dtype=float32)
     """
     if not isinstance(mask, Mask):
-        raise TypeError(f"mask must be a dropfast.Mask, got {type(mask).__name__}")
+        raise _checks.not_a_mask(mask)
     x, names = _array(x), _names(spec)
     whole = _whole(x.shape, names)
     if whole != mask.shape:

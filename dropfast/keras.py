@@ -237,14 +237,17 @@ class Dropout(keras.Layer):
 class _SpatialDropout(Dropout):
     """Dropout of whole channels: what lies along the axes of space shares its fate."""
 
-    def __init__(self, dimensions: int, rate: float, data_format: str, seed: int | None, **kwargs: Any) -> None:
+    _dimensions: int  # of space
+
+    def __init__(self, rate: float, data_format: str | None = None, seed: int | None = None, **kwargs: Any) -> None:
+        data_format = data_format or keras.config.image_data_format()
         if data_format not in ("channels_first", "channels_last"):
             raise ValueError(f"data_format must be 'channels_first' or 'channels_last', got {data_format!r}")
-        space = (1,) * dimensions
+        space = (1,) * self._dimensions
         noise_shape = (None, None, *space) if data_format == "channels_first" else (None, *space, None)
         super().__init__(rate, noise_shape, seed, **kwargs)
         self.data_format = data_format
-        self.input_spec = keras.layers.InputSpec(ndim=dimensions + 2)
+        self.input_spec = keras.layers.InputSpec(ndim=self._dimensions + 2)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that make such a layer."""
@@ -263,8 +266,10 @@ class SpatialDropout1D(_SpatialDropout):
         As in `Dropout`.
     """
 
+    _dimensions = 1
+
     def __init__(self, rate: float, seed: int | None = None, **kwargs: Any) -> None:
-        super().__init__(1, rate, "channels_last", seed, **kwargs)
+        super().__init__(rate, "channels_last", seed, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that make such a layer."""
@@ -285,8 +290,7 @@ class SpatialDropout2D(_SpatialDropout):
         Where the channels are; by default where `keras.config.image_data_format` says.
     """
 
-    def __init__(self, rate: float, data_format: str | None = None, seed: int | None = None, **kwargs: Any) -> None:
-        super().__init__(2, rate, data_format or keras.config.image_data_format(), seed, **kwargs)
+    _dimensions = 2
 
 
 @keras.saving.register_keras_serializable(package="dropfast")
@@ -295,11 +299,8 @@ class SpatialDropout3D(_SpatialDropout):
 
     Parameters
     ----------
-    rate, seed, **kwargs
-        As in `Dropout`.
-    data_format : {'channels_last', 'channels_first'}, optional
-        Where the channels are; by default where `keras.config.image_data_format` says.
+    rate, data_format, seed, **kwargs
+        As in `SpatialDropout2D`.
     """
 
-    def __init__(self, rate: float, data_format: str | None = None, seed: int | None = None, **kwargs: Any) -> None:
-        super().__init__(3, rate, data_format or keras.config.image_data_format(), seed, **kwargs)
+    _dimensions = 3

@@ -64,7 +64,7 @@ def apply(mask: Mask, x: Any) -> Any:
     True
     """
     if not isinstance(mask, Mask):
-        raise TypeError(f"mask must be a dropfast.Mask, got {type(mask).__name__}")
+        raise _checks.not_a_mask(mask)
     recipe = mask._recipe
     x = _checked(x)
     if not x.shape.is_compatible_with(mask.shape):
@@ -141,9 +141,9 @@ def dropout(x: Any, rate: float, noise_shape: Any = None, seed: Any = None) -> A
 def _checked(x: Any) -> Any:
     """Return `x` as a tensor; an error if it, or the graph that is being traced, cannot be served."""
     x = tf.convert_to_tensor(x)
-    none = np.empty(0, x.dtype.as_numpy_dtype)
-    if fault := _checks.fault(none, none, none.shape):  # the backend's word for a dtype, which a graph would say late
-        raise fault
+    dtype = np.dtype(x.dtype.as_numpy_dtype)
+    if not _checks.takes(dtype):  # a graph would say so late
+        raise _checks.wrong_dtype(dtype)
     if tf.executing_eagerly():
         if "CPU" not in x.device:
             raise ValueError(f"x must be on a CPU, got a tensor on {x.device}")

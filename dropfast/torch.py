@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, SupportsIndex, TypeAlias
@@ -24,7 +25,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 from torch.nn import functional
@@ -76,7 +77,7 @@ def _threshold(p: float) -> int:
 
 # A state is an int64 tensor (key, draw, index of the first element), with the key's bits as a signed number. There may
 # be many, on axes in front; the input then has these axes in front too.
-_LIBRARY = torch.library.Library("dropfast", "DEF")
+_LIBRARY = library.Library("dropfast", "DEF")
 for _schema in (
     "apply(Tensor input, Tensor state, SymInt[] strides, int threshold) -> Tensor",
     "next(Tensor counter) -> (Tensor, Tensor)",
@@ -149,12 +150,12 @@ def _lanes_vmap(
 _LIBRARY.impl("apply", _apply_on_cpu, "CPU")
 _LIBRARY.impl("next", _next_on_cpu, "CPU")
 _LIBRARY.impl("lanes", lambda state, lane, size: state.clone(), "CPU")
-torch.library.register_fake("dropfast::apply", lambda input, *_: torch.empty_like(input), lib=_LIBRARY)
-torch.library.register_fake("dropfast::next", lambda counter: (counter.new_empty(3), counter.clone()), lib=_LIBRARY)
-torch.library.register_fake("dropfast::lanes", lambda state, *_: state.clone(), lib=_LIBRARY)
-torch.library.register_autograd("dropfast::apply", _apply_backward, setup_context=_save_state, lib=_LIBRARY)
-torch.library.register_vmap("dropfast::apply", _apply_vmap, lib=_LIBRARY)
-torch.library.register_vmap("dropfast::lanes", _lanes_vmap, lib=_LIBRARY)
+library.register_fake("dropfast::apply", lambda input, *_: torch.empty_like(input), lib=_LIBRARY)
+library.register_fake("dropfast::next", lambda counter: (counter.new_empty(3), counter.clone()), lib=_LIBRARY)
+library.register_fake("dropfast::lanes", lambda state, *_: state.clone(), lib=_LIBRARY)
+library.register_autograd("dropfast::apply", _apply_backward, setup_context=_save_state, lib=_LIBRARY)
+library.register_vmap("dropfast::apply", _apply_vmap, lib=_LIBRARY)
+library.register_vmap("dropfast::lanes", _lanes_vmap, lib=_LIBRARY)
 
 
 class _Apply(torch.autograd.Function):
@@ -279,7 +280,7 @@ def _count(counter: npt.NDArray[np.int64]) -> Numbers:
     """Return the key and the draw of a layer's next mask, and count it."""
     key, draw = counter.tolist()
     if draw >> 32:
-        raise OverflowError(f"the layer's key {key & ALL_64} has given its 2**32 masks; load a state with another key")
+        raise _checks.no_masks_left(key & ALL_64)
     counter[1] = draw + 1
     return key & ALL_64, draw
 
@@ -578,10 +579,7 @@ class Dropout(_Layer, torch.nn.Dropout):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(p, inplace, generator=generator)
-        self._shared_axes = _checks.integers("shared_axes", shared_axes)
-        self._noise_shape = None if noise_shape is None else _checks.noise_lengths(noise_shape)
-        if self._shared_axes and self._noise_shape is not None:
-            raise _checks.both_given(self._shared_axes, self._noise_shape)
+        self._shared_axes, self._noise_shape = _checks.sharing_of_any_shape(shared_axes, noise_shape)
 
     def extra_repr(self) -> str:
         """Return the arguments."""
@@ -593,9 +591,9 @@ class Dropout(_Layer, torch.nn.Dropout):
 class _ChannelLayer(_Layer):
     """A layer whose masks are shared by all of a channel, which depends on the number of the input's axes."""
 
+    @abstractmethod
     def _channel(self, ndim: int) -> int:
         """Return the axis of the channels, after PyTorch had its say about inputs that are not as they should be."""
-        raise NotImplementedError
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the input with the next mask applied, or the input itself if the layer is not training."""

@@ -12,7 +12,8 @@ import dropfast
 
 ROOT = Path(__file__).parent.parent
 DOORS = ["dask", "jax", "keras", "tensorflow", "torch"]  # theirs need the frameworks, and run in tests/doors
-PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").glob("*.md") if page.stem not in DOORS)]
+ALL_PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [page for page in ALL_PAGES if page.stem not in DOORS]
 
 MODULES = [
     "dropfast",
@@ -56,13 +57,16 @@ def examples_of(page: Path) -> str:
     return "\n".join(block for block in blocks if ">>> " in block)
 
 
+def session_of(page: Path) -> doctest.DocTest:
+    return doctest.DocTestParser().get_doctest(examples_of(page), {}, page.name, str(page), 0)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_pages(backend: str, page: Path) -> None:
-    text = examples_of(page)
-    run(doctest.DocTestParser().get_doctest(text, {}, page.name, str(page), 0))
+    run(session_of(page))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_python_blocks_are_python(page: Path) -> None:
     for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
         if ">>> " not in block:

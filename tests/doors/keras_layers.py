@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from cases import DTYPES, RATES, Array
 from expected import assert_same_bits
-from test_docs import examples_of, run
+from test_docs import examples_of, run, session_of
 
 import dropfast.keras
 from dropfast import Mask
@@ -485,4 +485,4 @@ if BACKEND == "tensorflow":  # the default
     def test_the_pages_first_example_runs() -> None:
         page = Path(__file__).parents[2] / "docs" / "keras.md"
         assert "dropfast.keras.Dropout(" in examples_of(page)
-        run(doctest.DocTestParser().get_doctest(examples_of(page), {}, page.name, str(page), 0))
+        run(session_of(page))

@@ -3,7 +3,6 @@
 import doctest
 import json
 import pickle
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from cases import DTYPES, MODES, Array, Shape, values
 from dask.base import tokenize
 from expected import assert_same_bits
 from processes import run_python
+from test_docs import run, session_of
 
 import dropfast
 import dropfast.dask
@@ -401,19 +401,14 @@ def test_dask_is_only_imported_when_asked_for() -> None:
     assert done.stdout.strip() == "False", done.stderr
 
 
-def run(test: doctest.DocTest) -> None:
-    assert len(test.examples) >= 3
-    report: list[str] = []
-    assert doctest.DocTestRunner().run(test, out=report.append).failed == 0, "".join(report)
-
-
 @pytest.mark.parametrize("thing", [dropfast.dask, dropfast.dask.dropout, dropfast.dask.apply], ids=lambda o: o.__name__)
 def test_docstrings(thing: Any) -> None:
     for test in doctest.DocTestFinder(recurse=False).find(thing):
+        assert len(test.examples) >= 3
         run(test)
 
 
 def test_page() -> None:
-    page = ROOT / "docs" / "dask.md"
-    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    run(doctest.DocTestParser().get_doctest("\n".join(blocks), {}, page.name, str(page), 0))
+    session = session_of(ROOT / "docs" / "dask.md")
+    assert len(session.examples) >= 3
+    run(session)

@@ -21,6 +21,7 @@ from cases import DTYPES, MODES, RATES, values
 from expected import assert_same_bits, keep, output, using
 from jax.sharding import PartitionSpec
 from processes import run_python
+from test_docs import run, session_of
 
 import dropfast
 from dropfast import Mask, _backend
@@ -665,23 +666,19 @@ def test_faults_are_named(fault: str) -> None:
 # ---- documentation -------------------------------------------------------------------------------
 
 
-def run_examples(text: str, name: str) -> None:
-    test = doctest.DocTestParser().get_doctest(text, {}, name, name, 0)
-    assert test.examples
-    report: list[str] = []
-    doctest.DocTestRunner().run(test, out=report.append)
-    assert not report, "".join(report)
-
-
 def test_the_page_runs() -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     assert all(block.startswith(">>> ") for block in blocks)
-    run_examples("\n".join(blocks), str(PAGE))
+    session = session_of(PAGE)
+    assert session.examples
+    run(session)
 
 
 @pytest.mark.parametrize("name", door.__all__)
 def test_docstrings_run(name: str) -> None:
-    run_examples(getattr(door, name).__doc__, name)
+    test = doctest.DocTestParser().get_doctest(getattr(door, name).__doc__, {}, name, name, 0)
+    assert test.examples
+    run(test)
 
 
 def test_it_is_the_installed_package() -> None:

@@ -12,7 +12,7 @@ import tensorflow as tf
 from cases import DTYPES, MODES, RATES, Array, values
 from expected import assert_same_bits
 from processes import run_python
-from test_docs import examples_of, run
+from test_docs import examples_of, run, session_of
 
 import dropfast.tensorflow
 from dropfast import Mask
@@ -465,7 +465,7 @@ with tf.device("CPU:1"):
 def test_the_pages_first_example_runs() -> None:
     page = ROOT / "docs" / "tensorflow.md"
     assert "dropfast.tensorflow.dropout(" in examples_of(page)
-    run(doctest.DocTestParser().get_doctest(examples_of(page), {}, page.name, str(page), 0))
+    run(session_of(page))
 
 
 def test_docstrings() -> None:

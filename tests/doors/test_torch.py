@@ -20,7 +20,8 @@ import torch._functorch.config
 from cases import DTYPES, MODES, RATES, Shape, values
 from expected import assert_same_bits
 from processes import run_python
-from torch import nn
+from test_docs import run, session_of
+from torch import library, nn
 from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
@@ -458,10 +459,10 @@ def test_opcheck(dtype: str) -> None:
     state = torch.tensor([-5, 3, 17])
     apply = torch.ops.dropfast.apply.default
     for x in (sample(dtype=TORCH_DTYPES[dtype]), sample(False, TORCH_DTYPES[dtype]).t()):
-        torch.library.opcheck(apply, (x, state, (4, 1), 1 << 31))
-    torch.library.opcheck(apply, (sample(), state, (0, 1), 1 << 30))
-    torch.library.opcheck(torch.ops.dropfast.next.default, (torch.tensor([-5, 3]),))
-    torch.library.opcheck(torch.ops.dropfast.lanes.default, (state, torch.rand(0), 12))
+        library.opcheck(apply, (x, state, (4, 1), 1 << 31))
+    library.opcheck(apply, (sample(), state, (0, 1), 1 << 30))
+    library.opcheck(torch.ops.dropfast.next.default, (torch.tensor([-5, 3]),))
+    library.opcheck(torch.ops.dropfast.lanes.default, (state, torch.rand(0), 12))
 
 
 def test_operators_are_pure() -> None:
@@ -920,26 +921,16 @@ def test_import_dropfast_does_not_import_torch() -> None:
 # ---- the examples --------------------------------------------------------------------------------
 
 
-def run_examples(test: doctest.DocTest) -> None:
-    report: list[str] = []
-    results = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=report.append, clear_globs=False)
-    assert results.failed == 0, "".join(report)
-
-
 def test_docstrings(backend: str) -> None:
     tests = doctest.DocTestFinder(exclude_empty=True).find(dropfast.torch, "dropfast.torch")
     assert {"dropfast.torch", *(f"dropfast.torch.{name}" for name in ("Dropout", "apply", "convert", "dropout"))} <= {
         test.name for test in tests if test.examples
     }
     for test in tests:
-        run_examples(test)
+        run(test)
 
 
 def test_page(backend: str) -> None:
-    blocks = re.findall(r"^```(?:python|pycon)\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    examples = [block for block in blocks if ">>> " in block]
-    assert examples
-    run_examples(doctest.DocTestParser().get_doctest("\n".join(examples), {}, PAGE.name, str(PAGE), 0))
-    for block in blocks:
-        if ">>> " not in block:
-            compile(block, str(PAGE), "exec")
+    session = session_of(PAGE)
+    assert session.examples
+    run(session)
