@@ -109,7 +109,7 @@ void apply(const dropfast_mask* mask, dropfast_dtype dtype, const void* x, const
   });
 }
 
-void packed(const dropfast_mask* mask, uint8_t* out) {
+void packed(const dropfast_mask* mask, uint8_t* out, void (*poll)()) {
   const int64_t no_strides[DROPFAST_MAX_NDIM] = {};
   Axis axes[DROPFAST_MAX_NDIM];
   int n = merge_axes(*mask, no_strides, no_strides, axes);
@@ -120,16 +120,26 @@ void packed(const dropfast_mask* mask, uint8_t* out) {
   if (n > 0 && axes[n - 1].mask == 1) run = axes[--n];
 
   uint64_t words[2 * kBatchBlocks + 1] = {};  // bits that do not fill a byte yet, and those that come
-  int64_t at = 0;
+  int64_t at = 0, until_poll = kSlabElements;
   const auto use = [&](const char*, char*, const uint64_t* keep, int64_t first, int64_t count) {
     append_bits(words, at, keep, first, count);
     at += count;
     const int64_t bytes = at / 8;
-    for (int64_t i = 0; i < bytes; ++i) *out++ = (uint8_t)(words[i >> 3] >> (8 * (i & 7)));
+    int64_t i = 0;
+    for (; i + 8 <= bytes; i += 8) {  // compilers make one store of these eight, where the byte order is the machine's
+      for (int j = 0; j < 8; ++j) out[i + j] = (uint8_t)(words[i >> 3] >> (8 * j));
+    }
+    for (; i < bytes; ++i) out[i] = (uint8_t)(words[i >> 3] >> (8 * (i & 7)));
+    out += bytes;
     const uint64_t rest = words[bytes >> 3] >> (8 * (bytes & 7)) & low_bits(at % 8);
     std::fill(words, words + at / 64 + 1, 0);
     words[0] = rest;
     at %= 8;
+    until_poll -= count;
+    if (until_poll <= 0 && poll) {
+      poll();
+      until_poll = kSlabElements;
+    }
   };
   Batch<decltype(use)> batch(*chosen.load(std::memory_order_relaxed)->kernels, *mask, run, kBatchBits, use);
   for_each(axes, n, nullptr, nullptr, mask->start,

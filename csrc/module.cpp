@@ -20,8 +20,7 @@ namespace {
 
 static_assert(sizeof(py::ssize_t) == sizeof(int64_t), "NumPy's shapes and strides are read in place");
 
-constexpr int64_t kGilElements = 1 << 15;   // a call this big takes microseconds, and lets other Python threads run
-constexpr int64_t kSlabElements = 1 << 25;  // at most some tenths of a second, after which signals are looked at
+constexpr int64_t kGilElements = 1 << 15;  // a call this big takes microseconds, and lets other Python threads run
 
 inline const int64_t* as_int64(const py::ssize_t* p) { return reinterpret_cast<const int64_t*>(p); }
 
@@ -123,24 +122,32 @@ bool may_write(const py::array& x, const py::array& out) {
   return !py::module_::import("numpy").attr("shares_memory")(x, out).cast<bool>();
 }
 
+// Python's answer to the signals that came meanwhile: KeyboardInterrupt for Ctrl-C.
+void look_at_signals() {
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
 // Applies a mask to a big array slab by slab of its longest axis, so that Ctrl-C does not have to wait for the end.
-void apply_in_slabs(dropfast_mask mask, dropfast_dtype dtype, const char* x, const int64_t* x_strides, char* out,
+void apply_in_slabs(const dropfast_mask& mask, dropfast_dtype dtype, const char* x, const int64_t* x_strides, char* out,
                     const int64_t* out_strides, int64_t size) {
-  int64_t shape[DROPFAST_MAX_NDIM];
-  std::copy(mask.shape, mask.shape + mask.ndim, shape);
-  const auto d = std::max_element(shape, shape + mask.ndim) - shape;
-  const int64_t length = shape[d], step = std::max<int64_t>(1, kSlabElements / (size / length));
-  mask.shape = shape;
-  for (int64_t begin = 0; begin < length; begin += step) {
-    shape[d] = std::min(step, length - begin);
+  if (size <= kSlabElements) {
     {
       const py::gil_scoped_release release;
       apply(&mask, dtype, x, x_strides, out, out_strides);
     }
-    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-    x += step * x_strides[d];
-    out += step * out_strides[d];
-    mask.start += static_cast<uint64_t>(step * mask.strides[d]);
+    return look_at_signals();
+  }
+  int64_t shape[DROPFAST_MAX_NDIM];
+  std::copy(mask.shape, mask.shape + mask.ndim, shape);
+  const auto d = std::max_element(shape, shape + mask.ndim) - shape;
+  const int64_t length = shape[d], step = std::max<int64_t>(1, kSlabElements / (size / length));
+  dropfast_mask slab = mask;
+  slab.shape = shape;
+  for (int64_t begin = 0; begin < length; begin += step) {
+    shape[d] = std::min(step, length - begin);
+    apply_in_slabs(slab, dtype, x + begin * x_strides[d], x_strides, out + begin * out_strides[d], out_strides,
+                   size / length * shape[d]);
+    slab.start += static_cast<uint64_t>(step * mask.strides[d]);
   }
 }
 
@@ -176,10 +183,14 @@ void packed_to_array(const py::array_t<uint8_t>& out, const py::tuple& recipe) {
   }
   uint8_t* to = const_cast<uint8_t*>(out.data());
   const py::gil_scoped_release release;
-  packed(&with.mask(), to);
+  packed(&with.mask(), to, [] {
+    const py::gil_scoped_acquire acquire;
+    look_at_signals();
+  });
 }
 
-const dropfast_api kApi = {DROPFAST_API_VERSION, threshold, apply, packed};
+const dropfast_api kApi = {DROPFAST_API_VERSION, threshold, apply,
+                           [](const dropfast_mask* mask, uint8_t* out) { packed(mask, out); }};
 
 }  // namespace
 }  // namespace dropfast

@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from dropfast import _backend, _checks
 
+_UNPACKED_AT_ONCE = 1 << 16  # bits: NumPy's temporary array stays in the caches, and Ctrl-C need not wait
+
 
 class Mask:
     """A dropout mask as a recipe: nothing is drawn before it is used, and nothing is stored after.
@@ -198,8 +200,12 @@ class Mask:
                [ True,  True, False,  True]])
         """
         noise_shape = self.noise_shape
-        bits = np.unpackbits(self.packed(), count=math.prod(noise_shape), bitorder="little")
-        return bits.view(np.bool_).reshape(noise_shape)
+        keep = np.empty(math.prod(noise_shape), np.bool_)
+        packed = self.packed()
+        for first in range(0, keep.size, _UNPACKED_AT_ONCE):
+            part = keep[first : first + _UNPACKED_AT_ONCE]
+            part[:] = np.unpackbits(packed[first // 8 :][: (part.size + 7) // 8], count=part.size, bitorder="little")
+        return keep.reshape(noise_shape)
 
     def packed(self) -> npt.NDArray[np.uint8]:
         """Return the mask with one bit an element of `noise_shape`, in C order, 1 where kept.

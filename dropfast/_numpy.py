@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from types import EllipsisType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -118,13 +117,11 @@ def _select(x: npt.NDArray[Any], out: npt.NDArray[Any], keep: npt.NDArray[np.uin
     masked &= np.negative(keep, dtype=unsigned)
 
 
-def _pieces(
-    strides: tuple[int, ...], start: int, place: tuple[slice, ...]
-) -> Iterator[tuple[tuple[EllipsisType | slice, ...], int]]:
+def _pieces(strides: tuple[int, ...], start: int, place: tuple[slice, ...]) -> Iterator[tuple[tuple[slice, ...], int]]:
     """Cut a place in an array into pieces of at most PIECE elements, each with the index that it starts at."""
     lengths = [along.stop - along.start for along in place]
     if math.prod(lengths) <= PIECE:
-        yield (..., *place), start  # the ellipsis makes a view of it even where there are no axes
+        yield place, start
         return
     # Halve an axis: one on which the mask moves on while the mask is large, then one that shares it.
     mask_is_large = math.prod(n for n, stride in zip(lengths, strides, strict=True) if stride) > PIECE // 16
@@ -153,15 +150,20 @@ def apply(x: Any, out: Any, recipe: Recipe) -> bool:
     with _floats.default_mode(), np.errstate(all="ignore"):
         scale = _checks.scale(recipe[-1])
         for place, first in _pieces(strides, start, tuple(slice(0, n) for n in shape)):
-            part = out[place]
-            _select(x[place], part, _keep(part.shape, strides, first, *rest), scale)
+            part = out[(..., *place)]  # the ellipsis makes a view of it even where there are no axes
+            _select(x[(..., *place)], part, _keep(part.shape, strides, first, *rest), scale)
     return True
 
 
 def packed(out: npt.NDArray[np.uint8], recipe: Recipe) -> None:
     """See `dropfast._backend.Backend`."""
     shape, strides, start, *rest = recipe
-    keep = np.empty(shape, np.uint8)
+    bits, done = np.empty(0, np.uint8), 0
+    # Pieces are halves of the outermost axis that is there, so they come in C order.
     for place, first in _pieces(strides, start, tuple(slice(0, n) for n in shape)):
-        keep[place] = _keep(keep[place].shape, strides, first, *rest)
-    out[:] = np.packbits(keep, bitorder="little")
+        lengths = tuple(along.stop - along.start for along in place)
+        bits = np.concatenate((bits, _keep(lengths, strides, first, *rest).reshape(-1)))
+        whole = bits.size // 8
+        out[done : done + whole] = np.packbits(bits[: 8 * whole], bitorder="little")
+        bits, done = bits[8 * whole :], done + whole
+    out[done:] = np.packbits(bits, bitorder="little")
