@@ -9,7 +9,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <exception>
+#include <mutex>
 #include <thread>
+#include <vector>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -36,8 +39,7 @@ inline bool is_fork() {
 }
 
 // libgomp's threads do not survive a fork, and its next parallel region in the child waits for them for ever: also
-// where another library started them, and dropfast is loaded only in the child. They belong to the thread that started
-// them, though: a fresh thread gets a fresh team.
+// where another library started them, and dropfast is loaded only in the child. So a child has threads of its own.
 inline std::atomic<bool> forked{is_fork()};
 [[maybe_unused]] inline const int at_fork = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
@@ -68,24 +70,49 @@ class DefaultFloatingPoint {
 
 // ---- work
 
-// Calls work(t) for every t < threads, on as many threads.
+// How many of these threads can be had. libgomp ends the process if it cannot start one, as under a limit on memory or
+// on processes; so whenever this thread's team is about to grow, the newcomers are started for a moment first.
+inline int startable(int threads) {
+  thread_local int team = 1;  // of this thread's last region: libgomp keeps it
+  std::vector<std::thread> newcomers;
+  std::mutex mutex;
+  std::unique_lock<std::mutex> all_there(mutex);
+  try {
+    while (team + (int)newcomers.size() < threads) {
+      newcomers.emplace_back([&] { const std::lock_guard<std::mutex> wait(mutex); });
+    }
+  } catch (const std::exception&) {
+    threads = team + (int)newcomers.size();
+  }
+  all_there.unlock();
+  for (std::thread& newcomer : newcomers) newcomer.join();
+  return team = threads;
+}
+
+// Calls work(t) for every t < pieces, on as many threads if they can be had.
 template <class Work>
-void run_parallel(int threads, const Work& work) {
+void run_parallel(int pieces, const Work& work) {
   const auto one = [&](int t) {
     const DefaultFloatingPoint mode;
     work(t);
   };
 #ifdef _OPENMP
-  const auto region = [&] {
+  if (pieces > 1 && !forked) {
+    const int threads = startable(pieces);
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
-    for (int t = 0; t < threads; ++t) one(t);
-  };
-  if (threads > 1) {
-    if (!forked) return region();
-    return std::thread(region).join();
+    for (int t = 0; t < pieces; ++t) one(t);
+    return;
   }
 #endif
-  for (int t = 0; t < threads; ++t) one(t);
+  std::vector<std::thread> others;
+  int begun = 1;
+  try {
+    for (; begun < pieces; ++begun) others.emplace_back(one, begun);
+  } catch (const std::exception&) {  // there are no more to be had
+  }
+  for (int t = begun; t < pieces; ++t) one(t);
+  one(0);
+  for (std::thread& other : others) other.join();
 }
 
 }  // namespace dropfast

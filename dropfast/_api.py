@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any, SupportsIndex
 
@@ -153,7 +155,11 @@ class Dropout:
         self.training = True
         self._key, self._draw = _checks.new_key(rng), 0
         self._last: _checks.Recipe | None = None  # of the last training call
+        self._renew_lock()
+
+    def _renew_lock(self) -> None:
         self._lock = threading.Lock()
+        _layers.add(self)
 
     @property
     def rate(self) -> float:
@@ -200,9 +206,19 @@ class Dropout:
                 raise _checks.no_masks_left(key)
             self._draw = draw + 1
         recipe = (shape, strides, 0, key, draw, self._threshold)
-        y = _backend.apply(x, None, recipe)
+        try:
+            y = _backend.apply(x, None, recipe)
+        except BaseException:
+            self._give_back(key, draw)
+            raise
         self._last = recipe
         return y
+
+    def _give_back(self, key: int, draw: int) -> None:
+        """Undo a draw that nobody saw, unless another thread has drawn since: rather lose a mask than repeat one."""
+        with self._lock:
+            if (self._key, self._draw) == (key, draw + 1):
+                self._draw = draw
 
     def backward(self, dy: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return the gradient for `x`, from the gradient for ``layer(x)``: the same mask again.
@@ -230,7 +246,8 @@ class Dropout:
 
     def state_dict(self) -> dict[str, int]:
         """Return all that a run needs to continue bit for bit: the key, and the number of masks drawn."""
-        return {"key": self._key, "draw": self._draw}
+        with self._lock:
+            return {"key": self._key, "draw": self._draw}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Continue from a state of `state_dict`.
@@ -250,9 +267,23 @@ class Dropout:
         return {name: value for name, value in self.__dict__.items() if name != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
+        self.__dict__.update(state)
+        self._renew_lock()
 
     def __repr__(self) -> str:
         shared = f", shared_axes={self._shared_axes}" if self._shared_axes else ""
         noise = f", noise_shape={self._noise_shape}" if self._noise_shape is not None else ""
         return f"Dropout({self._rate!r}{shared}{noise})"
+
+
+# A fork while another thread was about to count a draw leaves the child with a lock that nobody will ever release.
+_layers: weakref.WeakSet[Dropout] = weakref.WeakSet()
+
+
+def _renew_locks() -> None:
+    for layer in list(_layers):
+        layer._renew_lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)

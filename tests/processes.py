@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 PATIENCE = 120  # seconds
 
@@ -16,6 +17,11 @@ def run_python(code: str, *args: str, env: Mapping[str, str] | None = None) -> s
 def run_module(module: str, *args: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run `python -m module args`."""
     return _run("-m", module, *args, env=env)
+
+
+def run_file(path: Path, *args: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a script, which the processes that it starts can import."""
+    return _run(str(path), *args, env=env)
 
 
 def _run(*args: str, env: Mapping[str, str] | None) -> subprocess.CompletedProcess[str]:

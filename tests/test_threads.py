@@ -1,9 +1,6 @@
-"""The promise "the same bits on any number of threads", and that threads and forks get along with the library."""
+"""The promise "the same bits on any number of threads", and that the library's threads get along with others."""
 
 import hashlib
-import multiprocessing
-import os
-import signal
 import sys
 import threading
 import time
@@ -165,111 +162,87 @@ def test_gil_is_released(backend: str) -> None:
     assert any(seen), f"no progress elsewhere in {len(seen)} calls"
 
 
-# ---- fork ----------------------------------------------------------------------------------------
-
-forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-# Python 3.12 and newer warn of any fork in a process with threads. That it works all the same is what is tested.
-may_fork = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-
-PATIENCE = 30  # seconds, for a hang to count as one
-
-
-def in_forked_child(check: Any) -> int:
-    """Return how a child ended that calls check(): 0 if it held, else an exit code or minus a signal."""
-    child = os.fork()
-    if child == 0:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(PATIENCE)  # ends the child even if it hangs in a lock
-        try:
-            os._exit(0 if check() else 1)
-        except BaseException:
-            os._exit(2)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-@forks
-@may_fork
-@pytest.mark.parametrize("threads", [1, 2, 7], ids=lambda n: f"threads={n}")
-def test_fork_after_a_parallel_call(backend: str, threads: int) -> None:
-    shape, mode = WORK["per-sample-rows"]
-    x = values(shape, DTYPES["float32"])
-    with threadpool_limits(threads, user_api="openmp"):
-        alone = apply(shape, mode, x).tobytes()
-        assert in_forked_child(lambda: apply(shape, mode, x).tobytes() == alone) == 0
-        assert apply(shape, mode, x).tobytes() == alone  # the parent goes on
-        # A child of a child, and one that makes several calls.
-        assert in_forked_child(lambda: in_forked_child(lambda: apply(shape, mode, x).tobytes() == alone) == 0) == 0
-        assert in_forked_child(lambda: all(apply(shape, mode, x).tobytes() == alone for _ in range(3))) == 0
-
-
-@forks
-@may_fork
-def test_fork_from_another_thread(backend: str) -> None:
-    shape, mode = WORK["shared-first"]
-    x = values(shape, DTYPES["float32"])
-    alone = apply(shape, mode, x).tobytes()
-    with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(lambda: apply(shape, mode, x).tobytes()).result() == alone
-        ended = pool.submit(in_forked_child, lambda: apply(shape, mode, x).tobytes() == alone).result(2 * PATIENCE)
-    assert ended == 0
-
-
-def _digest_in_process(shape: Shape, mode: str, x: Array, results: Any) -> None:
-    results.put(hashlib.sha256(apply(shape, mode, x).tobytes()).hexdigest())
-
-
-@forks
-@may_fork
-def test_multiprocessing_with_fork(backend: str) -> None:
-    shape, mode = WORK["per-sample-rows"]
-    x = values(shape, DTYPES["float32"])
-    alone = hashlib.sha256(apply(shape, mode, x).tobytes()).hexdigest()
-    context = multiprocessing.get_context("fork")
-    results = context.SimpleQueue()
-    children = [context.Process(target=_digest_in_process, args=(shape, mode, x, results)) for _ in range(2)]
-    for child in children:
-        child.start()
-    try:
-        for child in children:
-            child.join(PATIENCE)
-            assert child.exitcode == 0, "a forked child hangs or failed"
-    finally:
-        for child in children:
-            child.kill()
-            child.join()
-    assert [results.get() for _ in children] == [alone, alone]
-
-
-# Another library used the same libgomp before the fork, and dropfast comes only after it: its own word of the fork, an
-# atfork handler, was not there in time.
-LATE = """
-import ctypes, os, signal, sys
-libgomp = ctypes.CDLL(sys.argv[1])
-region = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda data: None)
-libgomp.GOMP_parallel(region, None, 2, 0)
-child = os.fork()
-if child == 0:
-    signal.alarm(30)
-    import numpy as np
-    import dropfast
-    assert dropfast.show_config(mode="dicts")["threads"] == 2
-    x = np.ones((1000, 1000), np.float32)
-    mask = dropfast.Mask(x.shape, 0.5, key=1)
-    for _ in range(3):
-        assert np.array_equal(mask.apply(x) != 0, mask.keep())
-    os._exit(0)
-sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) % 256)
-"""
+# ---- other people's threads ----------------------------------------------------------------------
 
 OUR_LIBGOMP = """
 import dropfast
 print(*{line.split()[-1] for line in open("/proc/self/maps") if "libgomp" in line})
 """
+with_libgomp = pytest.mark.skipif(
+    sys.platform != "linux" or not has_openmp("native"), reason="libgomp is Linux', and was asked for"
+)
 
 
-@pytest.mark.skipif(sys.platform != "linux" or not has_openmp("native"), reason="libgomp is Linux', and was asked for")
-def test_fork_before_the_import_after_a_region_of_another_library() -> None:
-    libgomp = run_python(OUR_LIBGOMP).stdout.split()
-    assert len(libgomp) == 1
-    done = run_python(LATE, *libgomp, env={"OMP_NUM_THREADS": "2"})
+def our_libgomp() -> str:
+    (path,) = run_python(OUR_LIBGOMP).stdout.split()
+    return path
+
+
+# Three threads of one team, each of which calls with an array large enough for a team of its own.
+INSIDE = """
+import ctypes, sys
+import numpy as np
+import dropfast
+libgomp = ctypes.CDLL(sys.argv[1])
+x = np.ones((1000, 1000), np.float32)
+mask = dropfast.Mask(x.shape, 0.1, key=1)
+alone = mask.apply(x).tobytes()
+seen = []
+@ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+def region(data):
+    threads = dropfast.show_config(mode="dicts")["threads"]
+    seen.append((libgomp.omp_get_thread_num(), threads, mask.apply(x).tobytes() == alone))
+libgomp.GOMP_parallel(region, None, 3, 0)
+assert sorted(seen) == [(0, 1, True), (1, 1, True), (2, 1, True)], seen
+assert dropfast.show_config(mode="dicts")["threads"] == 4
+"""
+
+
+@with_libgomp
+def test_inside_another_parallel_region() -> None:
+    done = run_python(INSIDE, our_libgomp(), env={"OMP_NUM_THREADS": "4"})
     assert done.returncode == 0, done.stderr
+
+
+# Threads of the process before and after a big call: those of a team stay.
+LIMITED = """
+import os, sys
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np
+import dropfast
+from threadpoolctl import threadpool_limits
+x = np.ones((1000, 1000), np.float32)
+mask = dropfast.Mask(x.shape, 0.1, key=1)
+def new_threads(limit):
+    before = len(os.listdir("/proc/self/task"))
+    with threadpool_limits(limit, user_api="openmp"):
+        mask.apply(x)
+        return len(os.listdir("/proc/self/task")) - before
+with ThreadPoolExecutor(1) as pool:
+    for run in (lambda limit: new_threads(limit), lambda limit: pool.submit(new_threads, limit).result()):
+        run(1)  # starts the pool's own thread
+        print(run(1), run(3))
+"""
+
+
+@with_libgomp
+def test_threadpoolctl_is_obeyed_in_worker_threads_too() -> None:
+    done = run_python(LIMITED, env={"OMP_NUM_THREADS": "4"})
+    assert done.stdout.split() == ["0", "2", "0", "2"], done.stderr
+
+
+def test_threads_that_share_a_layer_lose_no_draw(backend: str) -> None:
+    """Eight at once on big arrays, and as many switches between them as can be had: each draw once, none left out."""
+    shape, mode = WORK["shared-first"]
+    layer = dropfast.Dropout(0.1, rng=3, **MODES[mode](shape))
+    x = values(shape, DTYPES["float32"])
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            outputs = list(pool.map(lambda _: hashlib.sha256(layer(x).tobytes()).digest(), range(24)))
+    finally:
+        sys.setswitchinterval(interval)
+    masks = [dropfast.Mask(shape, 0.1, key=layer.key, draw=draw, **MODES[mode](shape)) for draw in range(24)]
+    assert sorted(outputs) == sorted(hashlib.sha256(mask.apply(x).tobytes()).digest() for mask in masks)
+    assert layer.draw == 24
