@@ -20,6 +20,7 @@ settings.register_profile(
 )
 settings.load_profile("repeatable")
 
+TIME_LIMIT = 600  # seconds for a test: many times what any takes here, under a sanitizer or emulated too
 KNOWN_ISAS = ("avx512", "avx2", "neon", "baseline")
 
 
@@ -53,6 +54,12 @@ def pytest_report_header() -> list[str]:
         f"backends tested: {', '.join(available)}; not available here, so not tested: {', '.join(missing) or 'none'}",
         f"by default: {_backend.current()}, OpenMP {'yes' if config['openmp'] else 'no'}, {config['threads']} threads",
     ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # A hang is a failure. From a thread, for a signal would wait for the call that hangs; it ends the whole run.
+    for item in items:
+        item.add_marker(pytest.mark.timeout(TIME_LIMIT, method="thread"))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

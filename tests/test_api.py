@@ -544,6 +544,34 @@ def test_what_a_layer_is_cannot_be_changed_by_accident(name: str) -> None:
         setattr(Dropout(rng=0), name, 1)
 
 
+def test_layers_of_one_generator_have_keys_of_their_own() -> None:
+    """Each takes a raw draw of the generator, in their order, so that a run with the same seed has the same keys."""
+    rng, again = np.random.default_rng(5), np.random.default_rng(5)
+    keys = [Dropout(rng=rng).key for _ in range(1000)]
+    assert keys == [again.bit_generator.random_raw() for _ in range(1000)]
+    assert len(set(keys)) == 1000
+
+
+def test_a_call_that_fails_gives_its_draw_back(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = Dropout(0.5, rng=0)
+    for wrong in (np.ones(3, int), np.ma.ones(3)):
+        with pytest.raises(TypeError):
+            layer(wrong)
+    assert layer.draw == 0
+    assert layer.mask is None
+
+    def meanwhile(*args: Any) -> Any:  # another thread has its turn, and then this call fails
+        monkeypatch.undo()
+        layer(X)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_backend, "apply", meanwhile)
+    with pytest.raises(KeyboardInterrupt):
+        layer(X)
+    assert layer.draw == 2  # draw 1 is in use, and 0 is lost rather than given twice
+    assert layer.mask == Mask(X.shape, 0.5, key=layer.key, draw=1)
+
+
 def test_repr_of_a_layer() -> None:
     assert repr(Dropout(0.1, rng=0)) == "Dropout(0.1)"
     assert repr(Dropout(0.1, shared_axes=0, rng=0)) == "Dropout(0.1, shared_axes=(0,))"

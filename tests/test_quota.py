@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,37 @@ def test_affinity() -> None:
         "import os; os.sched_setaffinity(0, {%d}); import dropfast; print(dropfast.show_config('dicts')['threads'])"
     )
     assert run_python(script % min(os.sched_getaffinity(0))).stdout.split() == ["1"]
+
+
+@pytest.fixture
+def real_group() -> Iterator[Path]:
+    """A control group of the kernel's with a quota of one processor, in version 1 or 2."""
+    name = f"dropfast-{os.getpid()}"
+    v1, v2 = Path("/sys/fs/cgroup/cpu", name), Path("/sys/fs/cgroup", name)
+    group, quota = (v1, "cpu.cfs_quota_us") if v1.parent.exists() else (v2, "cpu.max")
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    try:
+        (group / quota).write_text("100000")
+        yield group
+    except OSError as error:
+        pytest.skip(f"no quota can be set here: {error}")
+    finally:
+        group.rmdir()
+
+
+INSIDE = """
+import os, sys
+with open(sys.argv[1] + "/cgroup.procs", "w") as procs:
+    procs.write(str(os.getpid()))
+import dropfast
+print(dropfast.show_config("dicts")["threads"])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or _backend.native is None, reason="quotas are Linux', threads native")
+def test_a_real_quota(real_group: Path) -> None:
+    done = run_python(INSIDE, str(real_group))
+    assert done.stdout.split() == ["1"], done.stderr
