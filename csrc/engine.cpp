@@ -28,13 +28,19 @@ std::atomic<const Isa*> chosen{best_isa()};
 // ---- axes
 
 bool continues(const Axis& outer, const Axis& inner) {
+  // Unsigned: the index of a whole mask of 2^63 elements ends where an int64_t does.
   return outer.x == inner.length * inner.x && outer.out == inner.length * inner.out &&
-         outer.mask == inner.length * inner.mask;
+         (uint64_t)outer.mask == (uint64_t)inner.length * (uint64_t)inner.mask;
 }
 
 // The same elements in the same order with as few axes as possible: an axis that goes on where the one inside it ends
 // is one with it. Returns how many; none for a single element.
 int merge_axes(const dropfast_mask& mask, const int64_t* x_strides, const int64_t* out_strides, Axis* axes) {
+  // Beside an empty axis others may be longer than can be multiplied.
+  if (std::find(mask.shape, mask.shape + mask.ndim, 0) != mask.shape + mask.ndim) {
+    axes[0] = {};
+    return 1;
+  }
   int n = 0;
   for (int d = 0; d < mask.ndim; ++d) {
     if (mask.shape[d] == 1) continue;
@@ -105,7 +111,7 @@ void apply(const dropfast_mask* mask, dropfast_dtype dtype, const void* x, const
     const Axis& axis = axes[divided];
     Piece(kernels, *mask, dtype, mine, n, streaming)
         .apply((const char*)x + begin * axis.x, (char*)out + begin * axis.out,
-               mask->start + (uint64_t)(begin * axis.mask));
+               mask->start + (uint64_t)begin * (uint64_t)axis.mask);
   });
 }
 

@@ -147,7 +147,7 @@ void apply_in_slabs(const dropfast_mask& mask, dropfast_dtype dtype, const char*
     shape[d] = std::min(step, length - begin);
     apply_in_slabs(slab, dtype, x + begin * x_strides[d], x_strides, out + begin * out_strides[d], out_strides,
                    size / length * shape[d]);
-    slab.start += static_cast<uint64_t>(step * mask.strides[d]);
+    slab.start += static_cast<uint64_t>(step) * static_cast<uint64_t>(mask.strides[d]);
   }
 }
 
@@ -177,8 +177,11 @@ bool apply_to_arrays(py::handle x_object, py::handle out_object, const py::tuple
 void packed_to_array(const py::array_t<uint8_t>& out, const py::tuple& recipe) {
   const Recipe with(recipe);
   int64_t size = 1;
-  for (int d = 0; d < with.mask().ndim; ++d) size *= with.mask().shape[d];
-  if (out.ndim() != 1 || out.size() != (size + 7) / 8 || !out.writeable() || (out.flags() & py::array::c_style) == 0) {
+  for (int d = 0; d < with.mask().ndim; ++d) {
+    if (__builtin_mul_overflow(size, with.mask().shape[d], &size)) throw py::value_error("packed: too many elements");
+  }
+  if (out.ndim() != 1 || out.size() != size / 8 + (size % 8 > 0) || !out.writeable() ||
+      (out.flags() & py::array::c_style) == 0) {
     throw py::value_error("packed: out must be a writable, contiguous uint8 array of ceil(size / 8) bytes");
   }
   uint8_t* to = const_cast<uint8_t*>(out.data());

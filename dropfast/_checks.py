@@ -34,10 +34,9 @@ def rate(value: Any) -> float:
     """Return the drop rate as a float in [0, 1]."""
     if isinstance(value, bool) or not isinstance(value, (float, int, np.integer, np.floating)):
         raise TypeError(f"rate must be a real number in [0, 1], got {type(value).__name__}")
-    number = float(value)
-    if not 0.0 <= number <= 1.0:
-        raise ValueError(f"rate must be in [0, 1], got {number}")
-    return number
+    if not 0 <= value <= 1:
+        raise ValueError(f"rate must be in [0, 1], got {value}")
+    return float(value)
 
 
 def threshold(checked_rate: float) -> int:

@@ -120,6 +120,8 @@ def _select(x: npt.NDArray[Any], out: npt.NDArray[Any], keep: npt.NDArray[np.uin
 def _pieces(strides: tuple[int, ...], start: int, place: tuple[slice, ...]) -> Iterator[tuple[tuple[slice, ...], int]]:
     """Cut a place in an array into pieces of at most PIECE elements, each with the index that it starts at."""
     lengths = [along.stop - along.start for along in place]
+    if 0 in lengths:  # the other axes may be of any length
+        return
     if math.prod(lengths) <= PIECE:
         yield place, start
         return

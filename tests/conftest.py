@@ -18,6 +18,10 @@ settings.register_profile(
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
+# `--hypothesis-profile=thorough`: 50 times as many examples, other ones in each run; what fails says how to repeat it.
+settings.register_profile(
+    "thorough", settings.get_profile("repeatable"), max_examples=5000, derandomize=False, print_blob=True
+)
 settings.load_profile("repeatable")
 
 TIME_LIMIT = 600  # seconds for a test: many times what any takes here, under a sanitizer or emulated too

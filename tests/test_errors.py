@@ -37,8 +37,9 @@ def sentinel(shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
 RATES: list[tuple[Any, type[Exception], str]] = [
     *[(bad, ValueError, f"rate must be in [0, 1], got {bad}") for bad in (-0.1, 1.5, -5e-324, 1 + 2.0**-52)],
     *[(bad, ValueError, f"rate must be in [0, 1], got {bad}") for bad in (float("nan"), float("inf"), -float("inf"))],
-    (2, ValueError, "rate must be in [0, 1], got 2.0"),
-    (-1, ValueError, "rate must be in [0, 1], got -1.0"),
+    (2, ValueError, "rate must be in [0, 1], got 2"),
+    (-1, ValueError, "rate must be in [0, 1], got -1"),
+    (10**400, ValueError, f"rate must be in [0, 1], got {10**400}"),  # more than a float can be
     (np.float32(1.5), ValueError, "rate must be in [0, 1], got 1.5"),
     (np.float64(1.5), ValueError, "rate must be in [0, 1], got 1.5"),
     *[

@@ -59,6 +59,14 @@ def test_the_last_corner(backend: str, whole: str) -> None:
     assert np.array_equal(mask.keep(), kept)
 
 
+@pytest.mark.parametrize("shape", [(2**52, 0), (2**52, 0, 3), (0, 2**30, 2**22), (2**52, 1, 0)], ids=str)
+def test_long_axes_beside_an_empty_one(backend: str, shape: Shape) -> None:
+    x = np.empty(shape, np.float16)
+    for mask in (Mask(shape, 0.1, key=KEY), Mask(shape, 0.1, key=KEY, shared_axes=0)):
+        assert mask.apply(x).shape == shape
+        assert mask.apply(x, out=x) is x
+
+
 def test_a_result_that_has_no_room(backend: str) -> None:
     """More than any address space: nothing but MemoryError, and everything can be used afterwards."""
     n = 2**62 - 1

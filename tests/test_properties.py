@@ -19,6 +19,12 @@ from dropfast import Mask, _backend, dropout
 
 BACKENDS = _backend.available()
 
+
+def examples(n: int) -> settings:
+    """Ask for n examples, and in the profile "thorough" of conftest.py for as many times more as it asks of all."""
+    return settings(max_examples=n * settings().max_examples // 100)
+
+
 dtypes = st.sampled_from(list(DTYPES.values()))
 keys = st.integers(0, 2**64 - 1)
 draws = st.integers(0, 2**32 - 1)
@@ -87,7 +93,7 @@ def places(draw: st.DrawFn, shape: Shape, dtype: np.dtype[Any]) -> tuple[Array, 
     return np.ndarray(shape, dtype, memory.data, offset - low if 0 not in shape else 0, tuple(strides)), memory
 
 
-@settings(max_examples=250)
+@examples(250)
 @given(parts(), dtypes, rates, keys, draws, st.data())
 def test_any_mask_on_any_layout(
     part: Part, dtype: np.dtype[Any], rate: float, key: int, draw: int, data: st.DataObject
@@ -113,7 +119,7 @@ def test_any_mask_on_any_layout(
             x_memory[:] = x_before
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(parts(), rates, keys, draws)
 def test_any_mask_as_bits(part: Part, rate: float, key: int, draw: int) -> None:
     kept = part.kept(rate, key, draw)
@@ -124,7 +130,7 @@ def test_any_mask_as_bits(part: Part, rate: float, key: int, draw: int) -> None:
             assert mask.packed().tobytes() == np.packbits(kept, bitorder="little").tobytes()
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(st.data(), dtypes, rates, keys)
 def test_slices_of_x(data: st.DataObject, dtype: np.dtype[Any], rate: float, key: int) -> None:
     """Whatever NumPy's slices give: the result is that of the same values in a row."""
@@ -142,7 +148,7 @@ def test_slices_of_x(data: st.DataObject, dtype: np.dtype[Any], rate: float, key
             assert_same_bits(mask.apply(x, out=np.empty(x.shape, dtype)), want)
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(st.integers(1, 3000), st.integers(1, 40), rates, keys, st.lists(st.integers(0, 3000), max_size=6), st.booleans())
 def test_windows_tile_the_whole(rows: int, columns: int, rate: float, key: int, cuts: list[int], shared: bool) -> None:
     x = values((rows, columns), DTYPES["float32"])
@@ -157,7 +163,7 @@ def test_windows_tile_the_whole(rows: int, columns: int, rate: float, key: int, 
             assert_same_bits(out, want)
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(parts(), st.data(), rates, keys)
 def test_windows_of_windows(part: Part, data: st.DataObject, rate: float, key: int) -> None:
     mask = part.mask(rate, key, 0)
@@ -172,7 +178,7 @@ def test_windows_of_windows(part: Part, data: st.DataObject, rate: float, key: i
     assert np.array_equal(twice.keep(), once.keep())
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(rates, rates, keys, draws, st.integers(1, 2000))
 def test_lower_rates_keep_more(a: float, b: float, key: int, draw: int, n: int) -> None:
     low, high = sorted((a, b))
@@ -182,7 +188,7 @@ def test_lower_rates_keep_more(a: float, b: float, key: int, draw: int, n: int) 
             assert not (more & ~less).any()
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(dtypes, rates, keys, st.integers(0, 1500), st.integers(-20, 20))
 def test_what_holds_exactly_in_floats(dtype: np.dtype[Any], rate: float, key: int, n: int, power: int) -> None:
     """Scaling by powers of two and changes of sign pass through; zero stays zero; float32 is float16 widened."""
@@ -201,7 +207,7 @@ def test_what_holds_exactly_in_floats(dtype: np.dtype[Any], rate: float, key: in
                     assert_same_bits(y, mask.apply(x.astype(np.float32)).astype(dtype))
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(rates, st.integers(0, 2**64), st.integers(1, 300))
 def test_a_seed_gives_one_result(rate: float, seed: int, n: int) -> None:
     x = values((n, 3), DTYPES["float32"])
