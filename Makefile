@@ -19,7 +19,7 @@ say = @printf '\033[1m==> %s\033[0m\n'
 sources := pyproject.toml CMakeLists.txt $(filter-out %.pyc,$(wildcard csrc/*.* dropfast/*.* dropfast/*/*.*))
 
 help:  ## show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.extra-demo  ## build, install and show what dropfast does, on real data
 	$(say) "the demo"
@@ -33,8 +33,22 @@ doors: $(VENV)/.doors  ## the tests of the doors, with the real frameworks (inst
 	$(say) "the tests of the doors"
 	$(bin)/pytest tests/doors $(PYTEST_ARGS)
 
-sanitize:  ## memory, undefined behaviour and races: the sanitizers and valgrind (ten minutes)
-	tests/sanitize $(VENV)-sanitize $(PYTEST_ARGS)
+sanitize:  ## memory, undefined behaviour, races: the sanitizers, valgrind and fuzzing (an hour)
+	tests/sanitize $(VENV)-sanitize
+
+mutants:  ## whether seeded faults are caught (two minutes)
+	$(say) "faults, seeded into the kernels"
+	$(PYTHON) tests/mutants.py
+
+machines: $(VENV)/.group-test  ## other processors (emulated), compilers and Pythons (an hour)
+	tests/machines $(VENV)
+
+large: $(VENV)/.group-test  ## arrays of more than 2^32 elements (14 GiB of memory, ten minutes)
+	$(say) "arrays of more than 2^32 elements"
+	$(bin)/pytest tests/large -v $(PYTEST_ARGS)
+
+dieharder:  ## a battery of statistical tests, with its reports in docs/dieharder (two hours)
+	tests/dieharder
 
 bench: $(VENV)/.extra-bench  ## the benchmarks: dropfast, its twin, NumPy, and the peers of `make peers`
 	$(say) "the benchmarks"
@@ -59,7 +73,7 @@ lint: $(VENV)/.group-lint $(VENV)/.group-test  ## style, types, spelling and met
 	$(bin)/zizmor --offline --quiet .github
 
 clean:  ## remove what was built and the environment
-	rm -rf $(VENV) $(VENV)-sanitize build dist .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-sanitize $(VENV)-sanitize-fuzz build dist .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find dropfast tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # The environment, and one stamp file in it for each thing that was installed.
@@ -97,5 +111,5 @@ $(VENV)/.doors: $(VENV)/.group-doors
 
 # Two pips at once in one environment would trip over each other.
 .NOTPARALLEL:
-.PHONY: help demo test doors sanitize bench peers lint clean
+.PHONY: help demo test doors sanitize mutants machines large dieharder bench peers lint clean
 .PRECIOUS: $(VENV)/.extra-% $(VENV)/.group-%

@@ -1,12 +1,17 @@
 // All instruction sets of the machine that this runs on give the same bits: for machines without Python, emulators and
-// cross-compiled builds. Prints a digest for each instruction set and returns 1 if they differ, from each other or from
-// stream v1.
+// cross-compiled builds. Prints a digest for each instruction set, the same on every machine, and returns 1 if they
+// differ, from each other or from stream v1: from one known answer, and from the golden file if its path is given.
 //
 //   c++ -std=c++17 -O2 -I csrc tests/cxx/isas_agree.cpp csrc/engine.cpp csrc/isa.cpp kernels_*.o
+//   ./a.out tests/data/stream_v1.json
 //
 // with one object of csrc/kernels.cpp for each instruction set, and isa.cpp told of them, as CMakeLists.txt does.
+#include <algorithm>
+#include <cinttypes>
 #include <cstdio>
 #include <cstring>
+#include <fstream>
+#include <string>
 #include <vector>
 
 #include "engine.h"
@@ -34,26 +39,36 @@ Bytes input(size_t bytes) {
   return x;
 }
 
+// The elements of so many bytes from `begin` on, turned around on a big-endian machine: it computes with the same
+// numbers as the others, and takes the digest of the same bytes.
+void swap_if_big_endian(Bytes& bytes, int64_t begin, int64_t size) {
+  if (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__) return;
+  for (auto p = bytes.begin() + begin; bytes.end() - p >= size; p += size) std::reverse(p, p + size);
+}
+
 constexpr int kSize[4] = {2, 2, 4, 8};
 
 // One array of rows x columns, with gaps between the rows; shared: 0 nothing, 1 the rows, 2 the columns.
-Bytes run(int dtype, int64_t rows, int64_t columns, int shared, double rate, uint64_t start, int64_t skew) {
-  const int64_t size = kSize[dtype], row = (columns + 5) * size;
-  const Bytes x = input((size_t)(rows * row));
-  Bytes out((size_t)(rows * row + 64), 0xa5);
+Bytes run(int dtype, int64_t rows, int64_t columns, int shared, double rate, uint64_t start, int64_t skew,
+          int64_t gap = 5) {
+  const int64_t size = kSize[dtype], row = (columns + gap) * size;
+  Bytes x = input((size_t)(rows * row)), out((size_t)(rows * row + 64), 0xa5);
+  swap_if_big_endian(x, skew, size);
   const int64_t shape[2] = {rows, columns}, bytes[2] = {row, size};
   const int64_t strides[2] = {shared == 1 ? 0 : shared == 2 ? 1 : columns + 3, shared == 2 ? 0 : 1};
   const dropfast_mask mask = {0x0123456789abcdef, dropfast::threshold(rate), start, 7, 2, shape, strides};
   dropfast::apply(&mask, (dropfast_dtype)dtype, x.data() + skew, bytes, out.data() + skew, bytes);
+  swap_if_big_endian(out, skew, size);
   return out;
 }
 
 Bytes run_contiguous(int dtype, int64_t n, double rate, uint64_t start) {
   const int64_t size = kSize[dtype], stride = 1;
-  const Bytes x = input((size_t)(n * size));
-  Bytes out((size_t)(n * size), 0xa5);
+  Bytes x = input((size_t)(n * size)), out((size_t)(n * size), 0xa5);
+  swap_if_big_endian(x, 0, size);
   const dropfast_mask mask = {1, dropfast::threshold(rate), start, 2, 1, &n, &stride};
   dropfast::apply(&mask, (dropfast_dtype)dtype, x.data(), &size, out.data(), &size);
+  swap_if_big_endian(out, 0, size);
   return out;
 }
 
@@ -61,8 +76,7 @@ uint64_t all_cases() {
   Bytes all;
   const auto add = [&](const Bytes& result) {
     const uint64_t hash = digest(result);
-    const auto* p = reinterpret_cast<const unsigned char*>(&hash);
-    all.insert(all.end(), p, p + sizeof hash);
+    for (int i = 0; i < 8; ++i) all.push_back((unsigned char)(hash >> 8 * i));
   };
   const double rates[] = {0, 0x1p-32, 0.1, 0.25, 0.5, 0.7, 1 - 0x1p-32, 1};
   const uint64_t starts[] = {
@@ -79,6 +93,8 @@ uint64_t all_cases() {
     }
   }
   add(run_contiguous(DROPFAST_FLOAT32, (40 << 20) / 4, 0.5, 3));  // past the caches
+  add(run_contiguous(DROPFAST_FLOAT32, 140000, 0.3, (uint64_t{1} << 32) - 70000));  // more than a batch
+  for (int dtype = 0; dtype < 4; ++dtype) add(run(dtype, 90, 100, 1, 0.3, 77, 0, 0));  // short rows without gaps
   return digest(all);
 }
 
@@ -91,9 +107,65 @@ bool known_answer() {  // docs/stream.md
   return std::memcmp(bits, expected, sizeof bits) == 0;
 }
 
+bool golden_rate(double rate, uint64_t threshold, double scale) {
+  const int64_t n = 1, stride = 1, bytes = 8;
+  const dropfast_mask mask = {0, dropfast::threshold(rate), 343460240, 0, 1, &n, &stride};  // U = 2^32 - 1, kept
+  const double one = 1;
+  double y;
+  dropfast::apply(&mask, DROPFAST_FLOAT64, &one, &bytes, &y, &bytes);
+  return mask.threshold == threshold && y == scale;
+}
+
+// Both functions of the engine give the bits.
+bool golden_mask(const dropfast_mask& mask, const char* expected) {
+  const int64_t n = *mask.shape, bytes = 8;
+  Bytes bits((size_t)(n + 7) / 8);
+  dropfast::packed(&mask, bits.data());
+  const std::vector<double> x((size_t)n, 1);
+  std::vector<double> y((size_t)n);
+  dropfast::apply(&mask, DROPFAST_FLOAT64, x.data(), &bytes, y.data(), &bytes);
+
+  const double scale = 0x1p32 / (0x1p32 - (double)mask.threshold);
+  std::string hex;
+  for (const unsigned char b : bits) {
+    char digits[3];
+    std::snprintf(digits, sizeof digits, "%02x", b);
+    hex += digits;
+  }
+  bool right = hex == expected;
+  for (size_t i = 0; i < y.size(); ++i) right &= y[i] == (bits[i / 8] >> i % 8 & 1 ? scale : 0);
+  return right;
+}
+
+// The golden file has one case a line. Prints how many there are, and returns whether all are right.
+bool golden(const char* path) {
+  int right = 0, wrong = 0;
+  std::ifstream file(path);
+  for (std::string line; std::getline(file, line);) {
+    double rate, scale;
+    uint64_t threshold, key, start;
+    uint32_t draw;
+    int64_t n;
+    const int64_t stride = 1;
+    char packed[256];
+    if (std::sscanf(line.c_str(), "{\"rate\": \"%la\", \"threshold\": %" SCNu64 ", \"scale\": \"%la\"", &rate,
+                    &threshold, &scale) == 3) {
+      ++(golden_rate(rate, threshold, scale) ? right : wrong);
+    }
+    if (std::sscanf(line.c_str(),
+                    "{\"key\": %" SCNu64 ", \"draw\": %" SCNu32 ", \"start\": %" SCNu64
+                    ", \"rate\": \"%la\", \"n\": %" SCNd64 ", \"packed\": \"%255[0-9a-f]",
+                    &key, &draw, &start, &rate, &n, packed) == 6) {
+      ++(golden_mask({key, dropfast::threshold(rate), start, draw, 1, &n, &stride}, packed) ? right : wrong);
+    }
+  }
+  std::printf("  %d golden cases, %d wrong", right + wrong, wrong);
+  return right > 0 && wrong == 0;
+}
+
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
   int n, failures = 0;
   const dropfast::Isa* list = dropfast::isas(&n);
   uint64_t first = 0;
@@ -102,12 +174,12 @@ int main() {
       std::printf("%-8s not on this machine\n", list[i].name);
       continue;
     }
-    const bool known = known_answer();
     const uint64_t hash = all_cases();
     if (first == 0) first = hash;
-    std::printf("%-8s %016llx%s%s\n", list[i].name, (unsigned long long)hash, known ? "" : "  is not stream v1",
-                hash == first ? "" : "  differs");
-    failures += !known + (hash != first);
+    std::printf("%-8s %016" PRIx64, list[i].name, hash);
+    const bool same = hash == first, known = known_answer() && (argc < 2 || golden(argv[1]));
+    std::printf("%s%s\n", known ? "" : "  is not stream v1", same ? "" : "  differs");
+    failures += !known + !same;
   }
   std::printf("%d failed\n", failures);
   return failures != 0;

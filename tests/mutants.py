@@ -1,0 +1,104 @@
+"""Whether the tests would notice: faults are seeded into copies of the kernels, one at a time, and each must be caught.
+
+Caught by tests/cxx/isas_agree.cpp, which holds the compiled kernels to the golden file and to the digest that all
+machines have in common. `make mutants` runs this; it needs a C++ compiler ($CXX, else c++).
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+DIGEST = "f28418032660cbd6"  # what isas_agree prints on every machine: the values, too, not the masks alone
+
+
+class Fault(NamedTuple):
+    """A text of a file, which must be there once, and what is put in its place."""
+
+    file: str
+    right: str
+    wrong: str
+
+
+FAULTS = {
+    "no fault at all": Fault("engine.h", "#pragma once", "#pragma once"),
+    # of the stream
+    "two words swapped": Fault("philox.h", "low[n] = swap_halves(product1) ^", "low[n] = product1 ^"),
+    "9 planes instead of 32": Fault("kernels.cpp", "k < planes && left > 0", "k < 9 && left > 0"),
+    "9 planes, rounded down": Fault(
+        "kernels.cpp",
+        "const Philox philox(key, draw);",
+        "threshold |= 1u << 23;\n  threshold &= ~0u << 23;\n  const Philox philox(key, draw);",
+    ),
+    "the block's high word lost": Fault("philox.h", "word0_round1_ ^ (block >> 32)", "word0_round1_"),
+    "a block number of 32 bits": Fault(
+        "piece.h",
+        "const uint64_t block = index / kBlockBits;",
+        "const uint64_t block = (uint32_t)(index / kBlockBits);",
+    ),
+    "an index of 32 bits": Fault("piece.h", "index += (uint64_t)n;", "index = (uint32_t)(index + (uint64_t)n);"),
+    "a carry too many": Fault(
+        "piece.h", "blocks_[b] = block + (uint64_t)(b - slot)", "blocks_[b] = block + (uint64_t)(b - slot) + (b > 255)"
+    ),
+    "<= for <": Fault(
+        "kernels.cpp",
+        "const Philox philox(key, draw);",
+        "if (++threshold >> 32) --threshold;\n  const Philox philox(key, draw);",
+    ),
+    "9 rounds": Fault("philox.h", "constexpr int kRounds = 10;", "constexpr int kRounds = 9;"),
+    "another constant": Fault("philox.h", "0xbb67ae85", "0xbb67ae86"),
+    "the draw forgotten": Fault("philox.h", "uint64_t{kMultiplier1} * draw", "uint64_t{kMultiplier1} * 0 * draw"),
+    "half of the key": Fault("philox.h", "k1 = (uint32_t)(key >> 32)", "k1 = (uint32_t)key"),
+    "ties away from even": Fault("engine.cpp", "nearbyint(rate * 0x1p32)", "(rate * 0x1p32 + 0.5)"),
+    # of the values
+    "nothing dropped": Fault("kernels.cpp", "scale), w, j);", "scale), ~uint64_t{0}, j);"),
+    "bfloat16 cut instead of rounded": Fault("simd.h", "return u + ((u >> 16 & 1) + 0x7fff);", "return u;"),
+    "bfloat16 ties away from even": Fault("simd.h", "return u + ((u >> 16 & 1) + 0x7fff);", "return u + 0x8000;"),
+    "a subnormal half flushed": Fault(
+        "simd.h", "choose(above(magnitude, 0x3ff), normal, tiny)", "choose(above(magnitude, 0x3ff), normal, splat32(0))"
+    ),
+    "a tail forgotten": Fault("kernels.cpp", "if (i < n) part_of_vector", "if (i + 1 < n) part_of_vector"),
+    "scale of the rate's complement": Fault(
+        "piece.h", "(double)((uint64_t{1} << 32) - mask.threshold)", "(double)(~mask.threshold & 0xffffffff)"
+    ),
+    "a row's bits from its start": Fault(
+        "piece.h", "append_bits(pattern, t * n, keep, first, n)", "append_bits(pattern, t * n, keep, 0, n)"
+    ),
+}
+
+
+def caught(name: str, folder: Path) -> str:
+    """Build with a fault and run; return what noticed it, or nothing."""
+    fault, csrc = FAULTS[name], folder / "csrc"
+    shutil.copytree(ROOT / "csrc", csrc)
+    text = (csrc / fault.file).read_text(encoding="utf-8")
+    if text.count(fault.right) != 1:
+        sys.exit(f"{name}: {fault.file} no longer has exactly one {fault.right!r}")
+    (csrc / fault.file).write_text(text.replace(fault.right, fault.wrong), encoding="utf-8")
+    sources = [ROOT / "tests/cxx/isas_agree.cpp", csrc / "engine.cpp", csrc / "isa.cpp", csrc / "kernels.cpp"]
+    flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-Wno-psabi", f"-I{csrc}"]
+    isa = ["-DDROPFAST_ISA=baseline", "-DDROPFAST_ISAS=X(baseline)"]
+    program = folder / "isas_agree"
+    subprocess.run([os.environ.get("CXX", "c++"), *flags, *isa, *sources, "-o", program, "-pthread"], check=True)
+    command = [program, ROOT / "tests/data/stream_v1.json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    return "the golden file" if done.returncode else "" if DIGEST in done.stdout else "the digest"
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as work, ThreadPoolExecutor(os.cpu_count()) as pool:
+        folders = [Path(work, str(i)) for i in range(len(FAULTS))]
+        failures = 0
+        for name, by in zip(FAULTS, pool.map(caught, FAULTS, folders), strict=True):
+            print(f"  {name:35}{'caught by ' + by if by else 'not caught'}", flush=True)
+            failures += bool(by) == (name == "no fault at all")
+    sys.exit(f"{failures} not as it should be" if failures else 0)
+
+
+if __name__ == "__main__":
+    main()
