@@ -118,8 +118,9 @@ bool may_write(const py::array& x, const py::array& out) {
   extent(x, &x_low, &x_high);
   extent(out, &out_low, &out_high);
   if (x_high <= out_low || out_high <= x_low) return true;
-  if (x.data() == out.data() && std::equal(x.strides(), x.strides() + x.ndim(), out.strides())) return true;
-  return !py::module_::import("numpy").attr("shares_memory")(x, out).cast<bool>();
+  bool same = x.data() == out.data();
+  for (py::ssize_t d = 0; d < x.ndim(); ++d) same &= x.strides(d) == out.strides(d) || x.shape(d) == 1;
+  return same || !py::module_::import("dropfast._checks").attr("share_memory")(x, out).cast<bool>();
 }
 
 // Python's answer to the signals that came meanwhile: KeyboardInterrupt for Ctrl-C.

@@ -401,6 +401,17 @@ def test_out_that_overlaps_x(backend: str, x_of: Any, out_of: Any) -> None:
     raises(lambda: dropout(x, rng=0, out=out), ValueError, _OVERLAP, memory)
 
 
+def test_out_whose_overlap_takes_ages_to_find_out(backend: str) -> None:
+    """Whether two such arrays share an element is a hard problem (integer programming)."""
+    memory, shape = np.zeros(1 << 26, np.uint8), (52, 26, 55, 39)
+    x = np.ndarray(shape, np.float16, memory.data, 0, (68388, 29616, 63040, 79780))
+    out = np.ndarray(shape, np.float16, memory.data, 6486965, (20532, 15, 1067759, 529))
+    with pytest.raises(np.exceptions.TooHardError):
+        np.shares_memory(x, out, max_work=1_000_000)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^out must be x itself or not overlap it"):
+        Mask(shape, key=0).apply(x, out=out)
+
+
 def test_out_that_overlaps_x_in_two_dimensions(backend: str) -> None:
     memory = sentinel((50, 60))
     for x, out in [
@@ -516,3 +527,25 @@ def test_backend_and_words_agree(backend: str, data: st.DataObject) -> None:
     if fault is not None:
         assert type(fault) in (TypeError, ValueError)
         assert [memory.tobytes() for memory in memories] == before
+
+
+# Found by a fuzzer.
+
+
+def test_in_place_through_another_view_of_the_same_elements(backend: str) -> None:
+    """An axis of length 1 may have any stride."""
+    x = np.arange(4, dtype=np.float32)
+    view, out = x[None], x.reshape(1, 4)
+    assert view.strides != out.strides
+    want = Mask((1, 4), key=0).apply(view)
+    assert Mask((1, 4), key=0).apply(view, out=out) is out
+    assert x.tobytes() == want.tobytes()
+
+
+@pytest.mark.skipif(_backend.native is None, reason="the compiled backend is missing")
+@pytest.mark.parametrize("shape", [(2**32, 2**32), (2**33, 2**31 + 2**30), (2**63 - 1,)], ids=str)
+def test_bits_that_cannot_be_counted(shape: tuple[int, ...]) -> None:
+    """What Python never asks the compiled backend for; the product wraps to a size that fits."""
+    assert _backend.native is not None
+    with pytest.raises(ValueError, match=r"^packed: "):
+        _backend.native.packed(np.empty(0, np.uint8), (shape, (5, 7)[: len(shape)], 0, 1, 2, 1 << 31))
