@@ -104,6 +104,7 @@ void run_parallel(int pieces, const Work& work) {
     return;
   }
 #endif
+  // In the child of a fork; or there is one piece.
   std::vector<std::thread> others;
   int begun = 1;
   try {
