@@ -14,6 +14,7 @@
 
 namespace dropfast {
 namespace DROPFAST_ISA {
+namespace {
 
 constexpr int kRounds = 10;
 
@@ -89,5 +90,6 @@ class Philox {
   u64v word0_round1_, word0_round2_;  // their parts that do not depend on the block
 };
 
+}  // namespace
 }  // namespace DROPFAST_ISA
 }  // namespace dropfast

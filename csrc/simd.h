@@ -3,7 +3,8 @@
 // Arithmetic on these types is plain C++ (GCC's and Clang's vector extensions); what the compilers do not find by
 // themselves is an intrinsic: the widening multiply, three shuffles, the select by mask bits, the streaming store and
 // the half-precision conversions. No std templates here or in the other kernel headers: their inline functions would
-// be merged by the linker across instruction sets, and an old CPU would run the AVX-512 copy.
+// be merged by the linker across instruction sets, and an old CPU would run the AVX-512 copy. What is here is each
+// object's own, and tests/symbols looks at the objects.
 #pragma once
 
 #include <stdint.h>
@@ -17,6 +18,7 @@
 
 namespace dropfast {
 namespace DROPFAST_ISA {
+namespace {
 
 #if defined(__AVX512F__)
 constexpr int kBytes = 64;
@@ -221,5 +223,6 @@ inline u16v scale_bf16(u16v h, float scale) {
   return (u16v)(even >> 16 | (odd & 0xffff0000u));
 }
 
+}  // namespace
 }  // namespace DROPFAST_ISA
 }  // namespace dropfast
