@@ -45,21 +45,23 @@ Words raw(uint64_t turn) {
   return words;
 }
 
-void bits(uint64_t key, uint64_t start, int64_t n, uint64_t* words) {
-  const int64_t stride = 1;
-  const dropfast_mask mask = {key, dropfast::threshold(0.5), start, kDraw, 1, &n, &stride};
-  dropfast::packed(&mask, reinterpret_cast<uint8_t*>(words));
-}
-
 Words mask(uint64_t turn) {
   Words words(2 * kBlocks);
-  bits(kKey, turn * kBlocks * 128, kBlocks * 128, words.data());
+  const int64_t n = kBlocks * 128, stride = 1;
+  const dropfast_mask mask = {kKey, dropfast::threshold(0.5), turn * kBlocks * 128, kDraw, 1, &n, &stride};
+  dropfast::packed(&mask, reinterpret_cast<uint8_t*>(words.data()));
   return words;
 }
 
-Words keys(uint64_t turn) {
-  Words words(2 * kBlocks);
-  for (uint64_t i = 0; i < kBlocks; ++i) bits(turn * kBlocks + i, 0, 128, &words[2 * i]);
+Words keys(uint64_t turn) {  // at rate 0.5, plane 0 is the mask
+  Words words;
+  for (uint64_t key = turn * kBlocks; key < (turn + 1) * kBlocks; ++key) {
+    const Philox philox(key, kDraw);
+    const Blocks blocks[1] = {philox.prepare(u64v{})};
+    u64v low[1], high[1];
+    philox.plane(blocks, 0, low, high);
+    words.insert(words.end(), {low[0][0], high[0][0]});
+  }
   return words;
 }
 
