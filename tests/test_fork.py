@@ -129,7 +129,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
-@pytest.mark.parametrize("name", [_backend.current(), "numpy"])
+@pytest.mark.parametrize("name", sorted({_backend.current(), "numpy"}))
 def test_children_of_every_kind(tmp_path: Path, name: str, method: str) -> None:
     script = tmp_path / "children.py"
     script.write_text(CHILDREN)

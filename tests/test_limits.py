@@ -137,7 +137,7 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="limits of another
 
 @on_linux
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.parametrize("name", [_backend.current(), "numpy"])
+@pytest.mark.parametrize("name", sorted({_backend.current(), "numpy"}))
 def test_memory_that_runs_out(name: str) -> None:
     done = run_python(LIMITED, name, env={"OMP_NUM_THREADS": "4"})
     assert done.returncode == 0, done.stderr

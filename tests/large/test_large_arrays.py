@@ -18,7 +18,7 @@ from dropfast import Mask, _backend
 
 KEY, DRAW, RATE = 0x0123456789ABCDEF, 7, 0.1
 AT_ONCE = 1 << 22  # elements
-BACKENDS = (_backend.current(), "numpy")
+BACKENDS = sorted({_backend.current(), "numpy"})
 
 ARRAYS: dict[str, tuple[str, Shape, str]] = {
     "bfloat16-per-sample": ("bfloat16", (2**32 + 2**20 + 5,), "per-sample"),
