@@ -62,8 +62,9 @@ def pytest_report_header() -> list[str]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # A hang is a failure. From a thread, for a signal would wait for the call that hangs; it ends the whole run.
+    limit = TIME_LIMIT * settings().max_examples // 100
     for item in items:
-        item.add_marker(pytest.mark.timeout(TIME_LIMIT, method="thread"))
+        item.add_marker(pytest.mark.timeout(limit, method="thread"))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -93,7 +93,7 @@ class Choices:
     def shape(self) -> Shape:
         """Of an array that can be: small, empty, or so large that its like cannot be allocated."""
         shape = [self.pick(LENGTHS) for _ in range(self.below(6))]
-        limit = self.pick([1000] * 15 + [2**18])
+        limit = 1000 if self.below(64) < 63 else 2**18  # from which on there are several threads
         while math.prod(n for n in shape if n not in (0, HUGE)) > limit or shape.count(HUGE) > 1:
             shape.pop()
         if HUGE in shape:
