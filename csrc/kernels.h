@@ -2,9 +2,14 @@
 // bits: the draw never knows the dtype, the select never knows the generator.
 #pragma once
 
+#include <float.h>
 #include <stdint.h>
 
 namespace dropfast {
+
+// A product is rounded once, to its type: float32 in a double is exact, but the x87 of 32-bit x86 (2) holds a double
+// with 64 bits of mantissa and rounds it a second time when it is stored. There: -msse2 -mfpmath=sse.
+static_assert(FLT_EVAL_METHOD == 0 || FLT_EVAL_METHOD == 1, "doubles must be computed as doubles");
 
 constexpr int kBlockBits = 128;    // stream v1: a Philox call gives one plane of 128 elements
 constexpr int kBatchBlocks = 512;  // drawn at a time: 65,536 bits, whose 8 KiB and those still undecided fit L1
