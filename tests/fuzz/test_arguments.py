@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from test_guard_pages import ROOM, array_at, walled
 
 from dropfast import Dropout, Mask, _backend, dropout
+from dropfast._checks import MAX_NDIM
 
 T = TypeVar("T")
 
@@ -103,7 +104,7 @@ class Choices:
 
     def place(self, shape: Shape, dtype: np.dtype[Any]) -> Place:
         """Of any strides, mostly of this shape and dtype, and mostly without elements that overlap."""
-        shape = self.mostly(shape, [shape[::-1], shape[1:], (*shape, 1), (*shape[:-1], 3)])
+        shape = self.mostly(shape, [shape[::-1], shape[1:], (*shape, 1)[:MAX_NDIM], (*shape[:-1], 3)])
         dtype = self.mostly(dtype, LEGAL_DTYPES + OTHER_DTYPES)
         # Where there is no second element a stride may be anything.
         strides = [self.pick([0, 8, -1, 2**62, -(2**63), 2**63 - 1])] * len(shape)
