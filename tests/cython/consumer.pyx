@@ -1,4 +1,4 @@
-# cython: language_level=3
+# cython: language_level=3, freethreading_compatible=True
 # A compiled caller of dropfast, as somebody outside the project would write one.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from dropfast.cython_api cimport FLOAT32, Mask, apply, dropout, packed, threshold
