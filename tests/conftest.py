@@ -18,9 +18,9 @@ settings.register_profile(
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-# `--hypothesis-profile=thorough`: 20 times as many examples, other ones in each run; what fails says how to repeat it.
+# `--hypothesis-profile=thorough`: 50 times as many examples, other ones in each run; what fails says how to repeat it.
 settings.register_profile(
-    "thorough", settings.get_profile("repeatable"), max_examples=2000, derandomize=False, print_blob=True
+    "thorough", settings.get_profile("repeatable"), max_examples=5000, derandomize=False, print_blob=True
 )
 settings.load_profile("repeatable")
 
