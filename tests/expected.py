@@ -17,6 +17,9 @@ from cases import Array, Shape
 
 from dropfast import _backend
 
+#: For tests that start processes or take minutes: where the compiled backend is missing, the twin alone.
+DEFAULT_AND_TWIN = sorted({_backend.current(), "numpy"})
+
 BLOCK = 128
 PREFIX = 1 << 19  # the first uniforms of a key and draw are asked for over and over, and so kept
 

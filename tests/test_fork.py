@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cases import DTYPES, values
+from expected import DEFAULT_AND_TWIN
 from processes import run_file, run_python
 from test_threads import WORK, apply, our_libgomp, with_libgomp
 from threadpoolctl import threadpool_limits
 
 import dropfast
-from dropfast import _backend
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 # Python 3.12 and newer warn of any fork in a process with threads. That it works all the same is what is tested.
@@ -129,7 +129,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
-@pytest.mark.parametrize("name", sorted({_backend.current(), "numpy"}))
+@pytest.mark.parametrize("name", DEFAULT_AND_TWIN)
 def test_children_of_every_kind(tmp_path: Path, name: str, method: str) -> None:
     script = tmp_path / "children.py"
     script.write_text(CHILDREN)

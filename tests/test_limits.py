@@ -6,7 +6,7 @@ import expected
 import numpy as np
 import pytest
 from cases import DTYPES, MODES, Shape, values
-from expected import assert_same_bits
+from expected import DEFAULT_AND_TWIN, assert_same_bits
 from processes import run_python
 
 from dropfast import Dropout, Mask, _backend
@@ -137,7 +137,7 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="limits of another
 
 @on_linux
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.parametrize("name", sorted({_backend.current(), "numpy"}))
+@pytest.mark.parametrize("name", DEFAULT_AND_TWIN)
 def test_memory_that_runs_out(name: str) -> None:
     done = run_python(LIMITED, name, env={"OMP_NUM_THREADS": "4"})
     assert done.returncode == 0, done.stderr

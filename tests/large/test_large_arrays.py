@@ -12,13 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from cases import DTYPES, MODES, Array, Shape
-from expected import using
+from expected import DEFAULT_AND_TWIN, using
 
-from dropfast import Mask, _backend
+from dropfast import Mask
 
 KEY, DRAW, RATE = 0x0123456789ABCDEF, 7, 0.1
 AT_ONCE = 1 << 22  # elements
-BACKENDS = sorted({_backend.current(), "numpy"})
 
 ARRAYS: dict[str, tuple[str, Shape, str]] = {
     "bfloat16-per-sample": ("bfloat16", (2**32 + 2**20 + 5,), "per-sample"),
@@ -53,7 +52,7 @@ def assert_kept(y: Array, bits: npt.NDArray[np.uint8], first_bit: int = 0) -> No
 
 
 @pytest.mark.parametrize("array", ARRAYS)
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", DEFAULT_AND_TWIN)
 def test_more_than_2_to_the_32_elements(name: str, array: str) -> None:
     dtype, shape, mode = ARRAYS[array]
     mask = Mask(shape, RATE, key=KEY, draw=DRAW, **MODES[mode](shape))
@@ -73,7 +72,7 @@ def test_more_than_2_to_the_32_elements(name: str, array: str) -> None:
             assert_kept(np.ascontiguousarray(part[:, 0]), bits, first)
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", DEFAULT_AND_TWIN)
 def test_as_many_bits(name: str) -> None:
     n = 2**32 + 2**20 + 5
     mask = Mask(n, RATE, key=KEY, draw=DRAW)
