@@ -124,9 +124,10 @@ class Batch {
 
 // ---- a piece
 
-constexpr int64_t kPatternBits = 4096;  // bits of short runs, put together so that select gets a long one
-constexpr int64_t kStridedItems = 32;   // elements that are not side by side, brought together at a time
-constexpr int64_t kLongRepeat = 64;     // from here on a bit's own elements are a run that is long enough
+constexpr int64_t kLongRun = 4096;       // from here on a run is drawn and selected in one
+constexpr int64_t kPatternBits = 16384;  // bits of short runs, put together so that select gets a long one
+constexpr int64_t kStridedItems = 32;    // elements that are not side by side, brought together at a time
+constexpr int64_t kLongRepeat = 64;      // from here on a bit's own elements are a run that is long enough
 
 inline const auto kOnes = [] {
   std::array<uint64_t, kPatternBits / 64 + 1> words;
@@ -146,6 +147,7 @@ class Piece {
       : kernels_(kernels),
         mask_(mask),
         select_(kernels.select[dtype]),
+        drop_(kernels.drop[dtype]),
         size_(kItemSize[dtype]),
         scale_(mask.threshold >> 32 ? 0 : 0x1p32 / (double)((uint64_t{1} << 32) - mask.threshold)),
         streaming_(streaming) {
@@ -167,6 +169,13 @@ class Piece {
   }
 
   void apply(const char* x, char* out, uint64_t start) const {
+    if (contiguous_ && repeat_ == 1 && shared_n_ == 0 && run_.length >= kLongRun) {
+      for_each(outer_, outer_n_, x, out, start, [&](const char* x, char* out, uint64_t index) {
+        drop_(mask_.key, mask_.draw, mask_.threshold, index, x, out, run_.length, scale_, streaming_);
+      });
+      if (streaming_) kernels_.fence();
+      return;
+    }
     const auto use = [this](const char* x, char* out, const uint64_t* keep, int64_t first, int64_t n) {
       if (!contiguous_) {
         use_strided(x, out, keep, first, n);
@@ -268,6 +277,7 @@ class Piece {
   const Kernels& kernels_;
   const dropfast_mask& mask_;
   const Select select_;
+  const Drop drop_;
   const int64_t size_;
   const double scale_;
   const bool streaming_;

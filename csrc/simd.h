@@ -92,6 +92,31 @@ inline u64v zip_high(u64v a, u64v b) { return u64v{a[1], b[1]}; }
 inline u64v zip_order(u64v a) { return a; }
 #endif
 
+// ---- lists of 64-bit lanes
+
+inline u64v lane_numbers() {
+  u64v v{};
+  for (int lane = 0; lane < kLanes64; ++lane) v[lane] = (uint64_t)lane;
+  return v;
+}
+
+// Puts the lanes of v for which `where` is not 0 to p, one behind the other, and returns how many they are. A whole
+// vector may be written.
+inline int pack(uint64_t* p, u64v v, u64v where) {
+#if defined(__AVX512F__)
+  const __mmask8 mask = _mm512_test_epi64_mask((__m512i)where, (__m512i)where);
+  store(p, (u64v)_mm512_maskz_compress_epi64(mask, (__m512i)v));
+  return __builtin_popcount(mask);
+#else
+  int n = 0;
+  for (int lane = 0; lane < kLanes64; ++lane) {
+    p[n] = v[lane];
+    n += where[lane] != 0;
+  }
+  return n;
+#endif
+}
+
 // ---- select by mask bits: lane l of group j stays if bit j * lanes + l of w is set, else all its bits become 0
 
 #if defined(__AVX512F__)
