@@ -11,8 +11,8 @@ namespace {
 struct Float16 {
   typedef uint16_t Element;
   typedef float Scale;
-  typedef u16v Vector;
-  static u16v scaled(u16v x, float scale) { return scale_f16(x, scale); }
+  typedef f16v Vector;
+  static f16v scaled(f16v x, float scale) { return scale_f16(x, scale); }
 };
 struct BFloat16 {
   typedef uint16_t Element;
@@ -36,14 +36,16 @@ struct Float64 {
 template <class D>
 constexpr int kSize = sizeof(typename D::Element);
 template <class D>
-constexpr int kLanes = kBytes / kSize<D>;
+constexpr int kVector = sizeof(typename D::Vector);
+template <class D>
+constexpr int kLanes = kVector<D> / kSize<D>;
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // How many elements lie before the first address that is a multiple of a vector.
 template <class D>
 inline int64_t before_aligned(const char* out) {
-  return (int64_t)(-(uintptr_t)out % kBytes) / kSize<D>;
+  return (int64_t)(-(uintptr_t)out % kVector<D>) / kSize<D>;
 }
 
 // The 64 bits from `shift` on of a word and the one behind it.
@@ -58,7 +60,7 @@ inline typename D::Vector one_vector(const char* x, typename D::Scale scale, uin
 // Fewer elements than a vector has: through a vector of their own, so that nothing outside x and out is touched.
 template <class D>
 inline void part_of_vector(const char* x, char* out, int64_t n, typename D::Scale scale, uint64_t w) {
-  char buffer[kBytes] = {};
+  char buffer[kVector<D>] = {};
   memcpy(buffer, x, (size_t)n * kSize<D>);
   store(buffer, one_vector<D>(buffer, scale, w, 0));
   memcpy(out, buffer, (size_t)n * kSize<D>);
@@ -78,14 +80,14 @@ inline __attribute__((always_inline)) void select_group(const char* x, char* out
     typename D::Vector y[8];
 #pragma GCC unroll 8
     for (int j = 0; j < 8; ++j) {
-      y[j] = one_vector<D>(x + (v + j) * kBytes, scale, bits_of(word + (v + j) / kInWord, shift), (v + j) % kInWord);
+      y[j] = one_vector<D>(x + (v + j) * kVector<D>, scale, bits_of(word + (v + j) / kInWord, shift), (v + j) % kInWord);
     }
 #pragma GCC unroll 8
     for (int j = 0; j < 8; ++j) {
       if (kStreaming) {
-        stream(out + (v + j) * kBytes, y[j]);
+        stream(out + (v + j) * kVector<D>, y[j]);
       } else {
-        store(out + (v + j) * kBytes, y[j]);
+        store(out + (v + j) * kVector<D>, y[j]);
       }
     }
   }
