@@ -80,7 +80,8 @@ inline __attribute__((always_inline)) void select_group(const char* x, char* out
     typename D::Vector y[8];
 #pragma GCC unroll 8
     for (int j = 0; j < 8; ++j) {
-      y[j] = one_vector<D>(x + (v + j) * kVector<D>, scale, bits_of(word + (v + j) / kInWord, shift), (v + j) % kInWord);
+      y[j] =
+          one_vector<D>(x + (v + j) * kVector<D>, scale, bits_of(word + (v + j) / kInWord, shift), (v + j) % kInWord);
     }
 #pragma GCC unroll 8
     for (int j = 0; j < 8; ++j) {

@@ -107,6 +107,22 @@ inline u64v lane_numbers() {
   return v;
 }
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// By mask, the 32-bit halves of the lanes in it.
+struct PackOrder {
+  uint32_t halves[16][8] = {};
+  constexpr PackOrder() {
+    for (uint32_t mask = 0; mask < 16; ++mask) {
+      int n = 0;
+      for (uint32_t half = 0; half < 8; ++half) {
+        if (mask >> (half / 2) & 1) halves[mask][n++] = half;
+      }
+    }
+  }
+};
+constexpr PackOrder kPackOrder;
+#endif
+
 // Puts the lanes of v for which `where` is not 0 to p, one behind the other, and returns how many they are. A whole
 // vector may be written.
 inline int pack(uint64_t* p, u64v v, u64v where) {
@@ -114,6 +130,10 @@ inline int pack(uint64_t* p, u64v v, u64v where) {
   const __mmask8 mask = _mm512_test_epi64_mask((__m512i)where, (__m512i)where);
   store(p, (u64v)_mm512_maskz_compress_epi64(mask, (__m512i)v));
   return __builtin_popcount(mask);
+#elif defined(__AVX2__)
+  const int mask = 15 ^ _mm256_movemask_pd((__m256d)_mm256_cmpeq_epi64((__m256i)where, __m256i{}));
+  store(p, (u64v)_mm256_permutevar8x32_epi32((__m256i)v, load<__m256i>(kPackOrder.halves[mask])));
+  return __builtin_popcount((unsigned)mask);
 #else
   int n = 0;
   for (int lane = 0; lane < kLanes64; ++lane) {
@@ -270,8 +290,9 @@ inline u16v average(u16v a, u16v b) {  // rounded up
 #endif
 }
 
-// The upper halves of the products, and 1 more where the lower half and 0x7fff, or 0x8000 if the upper one is odd, carry:
-// that is the top bit of their average. NaN needs no care of its own: the lower half of one that was widened is 0.
+// The upper halves of the products, and 1 more where the lower half and 0x7fff, or 0x8000 if the upper one is odd,
+// carry: that is the top bit of their average. NaN needs no care of its own: the lower half of one that was widened is
+// 0.
 inline u16v scale_bf16(u16v h, float scale) {
   const u32v pairs = (u32v)h;
   const u32v even = (u32v)((f32v)(pairs << 16) * scale), odd = (u32v)((f32v)(pairs & 0xffff0000u) * scale);
