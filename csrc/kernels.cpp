@@ -140,12 +140,29 @@ void drop(uint64_t key, uint32_t draw, uint64_t threshold, uint64_t index, const
   run(Philox(key, draw), threshold, index, (const char*)x, (char*)out, n, (typename D::Scale)scale);
 }
 
+// Halves of squares change places across the diagonal, then quarters in these, and so on.
+void transpose(uint64_t* rows) {
+  uint64_t lower = 0xffffffff;  // the columns that stay in the upper rows of a block
+  for (int half = 32; half > 0; half /= 2, lower ^= lower << half) {
+    for (uint64_t* upper = rows; upper < rows + 64 * kSquares; upper += 2 * half * kSquares) {
+      uint64_t* other = upper + half * kSquares;
+      for (int i = 0; i < half * kSquares; i += kLanes64) {
+        const u64v a = load<u64v>(upper + i), b = load<u64v>(other + i);
+        const u64v change = (a >> splat64(half) ^ b) & splat64(lower);
+        store(upper + i, a ^ change << splat64(half));
+        store(other + i, b ^ change);
+      }
+    }
+  }
+}
+
 }  // namespace
 
 extern const Kernels kernels;
 const Kernels kernels = {draw,
                          {select<Float16>, select<BFloat16>, select<Float32>, select<Float64>},
                          {drop<Float16>, drop<BFloat16>, drop<Float32>, drop<Float64>},
+                         transpose,
                          stream_fence};
 
 }  // namespace DROPFAST_ISA

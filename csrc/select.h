@@ -95,13 +95,16 @@ inline __attribute__((always_inline)) void select_group(const char* x, char* out
 }
 
 // Whole vectors at aligned addresses of out, and one at either end wherever it lies. Elements that two of them have in
-// common are stored twice, with the same value: also in place, for both ends are loaded before anything is stored.
+// common are stored twice, with the same value. In place both ends are therefore loaded before anything is stored;
+// elsewhere the far one is not, for a line that no prefetcher expects holds up what comes behind it.
 template <class D, bool kStreaming>
 void select_run(const char* x, char* out, int64_t n, const uint64_t* keep, int64_t first, typename D::Scale scale) {
   constexpr int kStep = kLanes<D>;
   if (n < kStep) return part_of_vector<D>(x, out, n, scale, bits_at(keep, first));
   const auto vector_at = [=](int64_t i) { return one_vector<D>(x + i * kSize<D>, scale, bits_at(keep, first + i), 0); };
-  const auto head = vector_at(0), tail = vector_at(n - kStep);
+  const auto head = vector_at(0);
+  auto tail = head;
+  if (x == out) tail = vector_at(n - kStep);
   const int64_t begin = before_aligned<D>(out);
   const uint64_t* word = keep + ((first + begin) >> 6);
   const int shift = (first + begin) & 63;
@@ -110,8 +113,11 @@ void select_run(const char* x, char* out, int64_t n, const uint64_t* keep, int64
     select_group<D, kStreaming>(x + i * kSize<D>, out + i * kSize<D>, scale, word, shift);
   }
   for (; i + kStep <= n; i += kStep) store(out + i * kSize<D>, vector_at(i));
+  if (i < n) {
+    if (x != out) tail = vector_at(n - kStep);
+    store(out + (n - kStep) * kSize<D>, tail);
+  }
   if (begin > 0) store(out, head);
-  if (i < n) store(out + (n - kStep) * kSize<D>, tail);
 }
 
 }  // namespace
