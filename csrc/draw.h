@@ -16,8 +16,8 @@ constexpr int kBlocksAtOnce = kChains * kLanes64;
 static_assert(kDrawGroup % kBlocksAtOnce == 0, "arrays are padded to kDrawGroup blocks");
 
 // All blocks get the first 8 planes; then those with an undecided element go on, 3 planes at a time. A block is
-// undecided after k planes with probability 1 - (1 - 2^-k)^128: 39 % at 8, 6 % at 11. Measured (Zen 4, rates 0.1 and 0.3,
-// AVX-512 and AVX2): 9 instead of 8, or 2 or 4 instead of 3, are up to 4 % slower, 7 is up to 20 %.
+// undecided after k planes with probability 1 - (1 - 2^-k)^128: 39 % at 8, 6 % at 11. Measured (Zen 4, rates 0.1 and
+// 0.3, AVX-512 and AVX2): 9 instead of 8, or 2 or 4 instead of 3, are up to 4 % slower, 7 is up to 20 %.
 constexpr int kPlanesForAll = 8;
 constexpr int kPlanesAtOnce = 3;
 

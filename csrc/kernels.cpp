@@ -160,8 +160,8 @@ void transpose(uint64_t* rows) {
 
 extern const Kernels kernels;
 const Kernels kernels = {draw,
-                         {select<Float16>, select<BFloat16>, select<Float32>, select<Float64>},
-                         {drop<Float16>, drop<BFloat16>, drop<Float32>, drop<Float64>},
+                         {select<Float16>, select<BFloat16>, select<Float32<f32s>>, select<Float64<f64s>>},
+                         {drop<Float16>, drop<BFloat16>, drop<Float32<f32v>>, drop<Float64<f64v>>},
                          transpose,
                          stream_fence};
 

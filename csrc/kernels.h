@@ -36,8 +36,8 @@ struct Kernels {
   // The dropout of n elements side by side, whose bits are those of the mask's elements from `index` on.
   Drop drop[4];
 
-  // Each of the squares of 64 x 64 bits that lie side by side in 64 rows of kSquares words: bit c of row r becomes bit r
-  // of row c.
+  // Each of the squares of 64 x 64 bits that lie side by side in 64 rows of kSquares words: bit c of row r becomes bit
+  // r of row c.
   void (*transpose)(uint64_t* rows);
 
   // Makes streaming stores visible to other threads.

@@ -106,13 +106,14 @@ class Batch {
 
 // ---- a piece
 
-constexpr int64_t kLongRun = 4096;       // from here on a run is drawn and selected in one
-constexpr int64_t kPatternBits = 16384;  // bits of short runs, put together so that select gets a long one
-constexpr int64_t kFarItems = 32;        // elements that are far apart, brought together at a time
-constexpr int64_t kNearItems = 512;      // those that are not, but have gaps between them
-constexpr int64_t kFar = 256;            // bytes
+constexpr int64_t kLongRun = 4096;           // from here on a run is drawn and selected in one
+constexpr int64_t kPatternBits = 16384;      // bits of short runs, put together so that select gets a long one
+constexpr int64_t kShortPatternBits = 2048;  // is worth it even if it is used once
+constexpr int64_t kFarItems = 32;            // elements that are far apart, brought together at a time
+constexpr int64_t kNearItems = 512;          // those that are not, but have gaps between them
+constexpr int64_t kFar = 256;                // bytes
 constexpr int64_t kTileRows = 1024, kTileBits = 64 * kSquares;
-constexpr int64_t kLongRepeat = 64;      // from here on a bit's own elements are a run that is long enough
+constexpr int64_t kLongRepeat = 64;  // from here on a bit's own elements are a run that is long enough
 
 inline const auto kOnes = [] {
   std::array<uint64_t, kPatternBits / 64 + 1> words;
@@ -199,9 +200,7 @@ class Piece {
  private:
   bool side_by_side(const Axis& axis) const { return axis.x == size_ && axis.out == size_; }
 
-  int64_t at_once() const {
-    return std::max(std::abs(run_.x), std::abs(run_.out)) < kFar ? kNearItems : kFarItems;
-  }
+  int64_t at_once() const { return std::max(std::abs(run_.x), std::abs(run_.out)) < kFar ? kNearItems : kFarItems; }
 
   // The run's bits of so many rows are drawn; what lies side by side are the rows, and so the bits are transposed.
   void apply_tile(const char* x, char* out, uint64_t index, int64_t rows, int64_t bits) const {
@@ -255,10 +254,11 @@ class Piece {
 
   void use_contiguous(const char* x, char* out, const uint64_t* keep, int64_t first, int64_t n) const {
     // Short rows that lie behind each other are fewer, longer rows of the same bits over and over.
-    if (shared_n_ > 0 && n == run_.length && n < kPatternBits / 2) {
+    if (shared_n_ > 0 && n == run_.length && n <= kPatternBits / 2) {
       const Axis& rows = shared_[shared_n_ - 1];
       if (rows.x == n * size_ && rows.out == n * size_) {
-        const int64_t tiles = std::min(rows.length, kPatternBits / n);
+        const int64_t length = std::clamp(rows.length * n / 8, kShortPatternBits, kPatternBits);
+        const int64_t tiles = std::min(rows.length, length / n);
         uint64_t pattern[kPatternBits / 64 + 1] = {};
         for (int64_t t = 0; t < tiles; ++t) append_bits(pattern, t * n, keep, first, n);
         return for_each_shared(shared_n_ - 1, x, out, [&](const char* x, char* out) {

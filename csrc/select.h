@@ -20,17 +20,19 @@ struct BFloat16 {
   typedef u16v Vector;
   static u16v scaled(u16v x, float scale) { return scale_bf16(x, scale); }
 };
+template <class V>
 struct Float32 {
   typedef float Element;
   typedef float Scale;
-  typedef f32v Vector;
-  static f32v scaled(f32v x, float scale) { return x * scale; }
+  typedef V Vector;
+  static V scaled(V x, float scale) { return x * scale; }
 };
+template <class V>
 struct Float64 {
   typedef double Element;
   typedef double Scale;
-  typedef f64v Vector;
-  static f64v scaled(f64v x, double scale) { return x * scale; }
+  typedef V Vector;
+  static V scaled(V x, double scale) { return x * scale; }
 };
 
 template <class D>
