@@ -14,7 +14,7 @@ static_assert(FLT_EVAL_METHOD == 0 || FLT_EVAL_METHOD == 1, "doubles must be com
 constexpr int kBlockBits = 128;    // stream v1: a Philox call gives one plane of 128 elements
 constexpr int kBatchBlocks = 512;  // drawn at a time: 65,536 bits, whose 8 KiB and those still undecided fit L1
 constexpr int kBatchBits = kBatchBlocks * kBlockBits;
-constexpr int kSquares = 8;
+constexpr int kSquares = 8;     // side by side, for transpose()
 constexpr int kDrawGroup = 16;  // draw() reads and writes whole groups: arrays are padded to a multiple of this
 
 typedef void (*Select)(const void* x, void* out, int64_t n, const uint64_t* keep, int64_t first, double scale,

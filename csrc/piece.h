@@ -106,14 +106,18 @@ class Batch {
 
 // ---- a piece
 
-constexpr int64_t kLongRun = 4096;           // from here on a run is drawn and selected in one
-constexpr int64_t kPatternBits = 16384;      // bits of short runs, put together so that select gets a long one
-constexpr int64_t kShortPatternBits = 2048;  // is worth it even if it is used once
-constexpr int64_t kFarItems = 32;            // elements that are far apart, brought together at a time
-constexpr int64_t kNearItems = 512;          // those that are not, but have gaps between them
-constexpr int64_t kFar = 256;                // bytes
-constexpr int64_t kTileRows = 1024, kTileBits = 64 * kSquares;
+constexpr int64_t kLongRun = 4096;   // from here on a run is drawn and selected in one
 constexpr int64_t kLongRepeat = 64;  // from here on a bit's own elements are a run that is long enough
+
+// Bits of short runs are put together, so that select gets a long one: at least as many as are worth it for one use.
+constexpr int64_t kPatternBits = 16384, kShortPatternBits = 2048;
+
+// Elements that are not side by side are brought together, so many at a time: fewer where they are far apart, and only
+// the next run makes use of the rest of their cache lines.
+constexpr int64_t kNearItems = 512, kFarItems = 32, kFarBytes = 256;
+
+// Rows whose bits are transposed together: 64 KiB of bits, of which each row has whole cache lines.
+constexpr int64_t kTileRows = 1024, kTileBits = 64 * kSquares;
 
 inline const auto kOnes = [] {
   std::array<uint64_t, kPatternBits / 64 + 1> words;
@@ -200,7 +204,9 @@ class Piece {
  private:
   bool side_by_side(const Axis& axis) const { return axis.x == size_ && axis.out == size_; }
 
-  int64_t at_once() const { return std::max(std::abs(run_.x), std::abs(run_.out)) < kFar ? kNearItems : kFarItems; }
+  int64_t at_once() const {
+    return std::max(std::abs(run_.x), std::abs(run_.out)) < kFarBytes ? kNearItems : kFarItems;
+  }
 
   // The run's bits of so many rows are drawn; what lies side by side are the rows, and so the bits are transposed.
   void apply_tile(const char* x, char* out, uint64_t index, int64_t rows, int64_t bits) const {
@@ -223,21 +229,19 @@ class Piece {
     for (int64_t r = 0; r < rows; ++r) batch.add(nullptr, nullptr, index + (uint64_t)r * (uint64_t)across_.mask);
     batch.flush();
 
+    constexpr int64_t kColumns = 16;  // of each square at a time, for those of all squares lie in one cache line
     for (int64_t s = 0; s < squares; ++s) kernels_.transpose(drawn + s * kSquareWords);
-    constexpr int kColumns = 16;
     for (int64_t c = 0; c < std::min<int64_t>(64, bits); c += kColumns) {
-      uint64_t columns[kSquares][kColumns][kTileRows / 64 + 1];  // with a word behind its last bit
+      uint64_t columns[kSquares][kColumns][kTileRows / 64 + 1];  // with a word behind the last bit
       for (int64_t s = 0; s < squares; ++s) {
         for (int j = 0; j < kColumns; ++j) {
           for (int i = 0; i < kSquares; ++i) columns[i][j][s] = drawn[s * kSquareWords + (c + j) * kSquares + i];
         }
       }
       for (int64_t first = c; first < bits; first += 64) {
-        for (int64_t j = 0; j < std::min<int64_t>(kColumns, bits - first); ++j) {
-          uint64_t* column = columns[first / 64][j];
-          column[squares] = 0;
-          for_each_shared(shared_n_, x + (first + j) * run_.x, out + (first + j) * run_.out,
-                          [&](const char* x, char* out) { select(x, out, rows, column, 0); });
+        for (int64_t bit = first; bit < std::min(first + kColumns, bits); ++bit) {
+          for_each_shared(shared_n_, x + bit * run_.x, out + bit * run_.out,
+                          [&](const char* x, char* out) { select(x, out, rows, columns[bit / 64][bit - first], 0); });
         }
       }
     }
@@ -254,11 +258,11 @@ class Piece {
 
   void use_contiguous(const char* x, char* out, const uint64_t* keep, int64_t first, int64_t n) const {
     // Short rows that lie behind each other are fewer, longer rows of the same bits over and over.
-    if (shared_n_ > 0 && n == run_.length && n <= kPatternBits / 2) {
+    if (shared_n_ > 0 && n == run_.length) {
       const Axis& rows = shared_[shared_n_ - 1];
-      if (rows.x == n * size_ && rows.out == n * size_) {
-        const int64_t length = std::clamp(rows.length * n / 8, kShortPatternBits, kPatternBits);
-        const int64_t tiles = std::min(rows.length, length / n);
+      const int64_t length = std::clamp(rows.length * n / 8, kShortPatternBits, kPatternBits);
+      const int64_t tiles = std::min(rows.length, length / n);
+      if (tiles > 1 && rows.x == n * size_ && rows.out == n * size_) {
         uint64_t pattern[kPatternBits / 64 + 1] = {};
         for (int64_t t = 0; t < tiles; ++t) append_bits(pattern, t * n, keep, first, n);
         return for_each_shared(shared_n_ - 1, x, out, [&](const char* x, char* out) {

@@ -51,7 +51,9 @@ FAULTS = {
         "if (++threshold >> 32) --threshold;\n  const int planes = planes_needed(threshold);",
     ),
     "a block undecided twice": Fault("draw.h", "undecided.n = 0;", "undecided.n = n > 1;"),
-    "a turn's last bits lost": Fault("kernels.cpp", "words + 2 * turn - kLeft, kLeft", "words + 2 * turn - kLeft + 1, kLeft"),
+    "a turn's last bits lost": Fault(
+        "kernels.cpp", "words + 2 * turn - kLeft, kLeft", "words + 2 * turn - kLeft + 1, kLeft"
+    ),
     "a turn's first bit one too late": Fault("kernels.cpp", "bit -= turn_bits;", "bit -= turn_bits - 1;"),
     "9 rounds": Fault("philox.h", "constexpr int kRounds = 10;", "constexpr int kRounds = 9;"),
     "another constant": Fault("philox.h", "0xbb67ae85", "0xbb67ae86"),
