@@ -37,10 +37,10 @@ def dropout(
     noise_shape : tuple of int or None, optional
         The same in TensorFlow's words: the shape of the mask, with 1 on shared axes and the full length, or None, on
         others. Give this or `shared_axes`.
-    rng : None, int, sequence of ints, SeedSequence, BitGenerator or Generator, optional
-        Where the mask's key comes from: 64 bits of `numpy.random.default_rng` of it, or of the system's entropy for
-        None. A Generator moves on by one raw draw, so each call has a mask of its own; an int gives the same mask
-        each time.
+    rng : None, int, sequence of ints, SeedSequence, BitGenerator, Generator or RandomState, optional
+        Where the mask's key comes from: the next 64 bits of a bit generator, of that of `numpy.random.default_rng` for
+        a seed, of the system's entropy for None (docs/stream.md, section 3). A generator moves on, so each call has a
+        mask of its own; a seed gives the same mask each time.
     out : numpy.ndarray, optional
         Where to write; of the shape and dtype of `x`. May be `x` itself, and must not overlap it otherwise.
 
@@ -98,7 +98,7 @@ class Dropout:
         Axes along which all elements share their fate. ``0`` drops the same units for the whole batch.
     noise_shape : tuple of int or None, optional
         The same in TensorFlow's words; None stands for a full axis of any length. Give this or `shared_axes`.
-    rng : None, int, sequence of ints, SeedSequence, BitGenerator or Generator, optional
+    rng : None, int, sequence of ints, SeedSequence, BitGenerator, Generator or RandomState, optional
         Where the layer's key comes from, as in `dropout`.
 
     Attributes

@@ -14,13 +14,25 @@ from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from numpy.random import (
+    MT19937,
+    PCG64,
+    PCG64DXSM,
+    SFC64,
+    BitGenerator,
+    Generator,
+    Philox,
+    RandomState,
+    SeedSequence,
+    default_rng,
+)
 
 #: (shape of x, index strides, index of the first element, key, draw, threshold). Element (i, j, ...) of x has the index
 #: ``start + i * strides[0] + j * strides[1] + ...`` in the mask's whole shape; the stride is 0 on shared axes.
 Recipe: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], int, int, int, int]
 
-RNGLike: TypeAlias = np.random.Generator | np.random.BitGenerator
-SeedLike: TypeAlias = int | np.integer[Any] | Sequence[int] | np.random.SeedSequence
+RNGLike: TypeAlias = Generator | BitGenerator | RandomState
+SeedLike: TypeAlias = int | np.integer[Any] | Sequence[int] | SeedSequence
 
 NO_AXES: tuple[int, ...] = ()  # the default of shared_axes; CPython has one empty tuple, so it is known by its identity
 MAX_NDIM = 64  # NumPy 2's limit
@@ -70,16 +82,36 @@ def no_masks_left(key: int) -> OverflowError:
     return OverflowError(f"the layer's key {key} has given its 2**32 masks; load a state with another key")
 
 
+# NumPy's bit generators with raw numbers of 64 bits.
+_RAW_IS_64_BITS = frozenset((PCG64, PCG64DXSM, Philox, SFC64))
+
+
 def new_key(rng: RNGLike | SeedLike | None) -> int:
-    """Return a key: 64 bits of the generator's raw stream, or of the system's entropy for None."""
+    """Return a key: the next 64 bits of the bit generator, or of the system's entropy for None.
+
+    The rule is in docs/stream.md, section 3: NumPy's raw streams do not change, what `Generator` makes of them may.
+    """
     if rng is None:
         return int.from_bytes(os.urandom(8), "little")
-    if not isinstance(rng, np.random.Generator):
-        try:
-            rng = np.random.default_rng(rng)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"rng must be something that numpy.random.default_rng takes, got {rng!r}") from error
-    return rng.bit_generator.random_raw()  # an int, drawn under the bit generator's own lock
+    bits = rng.bit_generator if isinstance(rng, Generator) else _bit_generator(rng)
+    if type(bits) in _RAW_IS_64_BITS:
+        return bits.random_raw()  # an int, drawn under the bit generator's own lock
+    if isinstance(bits, MT19937):
+        high, low = bits.random_raw(2).tolist()  # one call, for another thread must not draw in between
+        return int(high << 32 | low)
+    with bits.lock:
+        return int(bits.ctypes.next_uint64(bits.ctypes.state))
+
+
+def _bit_generator(rng: Any) -> BitGenerator:
+    if isinstance(rng, BitGenerator):
+        return rng
+    if isinstance(rng, RandomState):
+        return rng._bit_generator  # there is no public way; numpy.random.default_rng takes it since NumPy 2.2
+    try:
+        return default_rng(rng).bit_generator
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"rng must be something that numpy.random.default_rng takes, got {rng!r}") from error
 
 
 # ---- shapes --------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def dropout(
         float16, bfloat16 (of ml_dtypes), float32 or float64, in NumPy chunks of known sizes.
     rate : float, default 0.5
         Probability that an element is dropped, in [0, 1], with a resolution of 2**-32.
-    rng : None, int, sequence of ints, SeedSequence, BitGenerator or Generator, optional
+    rng : None, int, sequence of ints, SeedSequence, BitGenerator, Generator or RandomState, optional
         Where the mask's key comes from, as in `dropfast.dropout`. It is drawn here and now, not when `x` is computed.
     shared_axes : int or tuple of ints, default ()
         Axes along which all elements share their fate, across all chunks. ``0`` drops the same units for the whole

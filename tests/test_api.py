@@ -383,73 +383,9 @@ def test_repr_of_a_mask() -> None:
     assert repr(window) == "Mask((4, 5), 0.1, key=1, draw=2, shared_axes=(1,)).window(start=(1, 0), shape=(2, 5))"
 
 
-# ---- rng -----------------------------------------------------------------------------------------
+# ---- the layer -----------------------------------------------------------------------------------
 
 X = np.ones((40, 50), np.float32)
-
-
-@pytest.mark.parametrize(
-    "rng",
-    [
-        pytest.param(lambda: 0, id="int"),
-        pytest.param(lambda: 2**100, id="large-int"),
-        pytest.param(lambda: np.int64(5), id="numpy-int"),
-        pytest.param(lambda: [1, 2, 3], id="sequence"),
-        pytest.param(lambda: np.random.SeedSequence(7), id="SeedSequence"),
-        pytest.param(lambda: np.random.PCG64(7), id="PCG64"),
-        pytest.param(lambda: np.random.Philox(7), id="Philox"),
-        pytest.param(lambda: np.random.SFC64(7), id="SFC64"),
-        pytest.param(lambda: np.random.default_rng(7), id="Generator"),
-    ],
-)
-def test_rng_gives_the_key(backend: str, rng: Any) -> None:
-    """One raw draw of numpy.random.default_rng(rng) is the key, for the function and for the layer."""
-    key = int(np.random.default_rng(rng()).bit_generator.random_raw())
-    assert_same_bits(dropout(X, 0.3, rng=rng()), Mask(X.shape, 0.3, key=key).apply(X))
-    layer = Dropout(0.3, rng=rng())
-    assert (layer.key, layer.draw) == (key, 0)
-    assert_same_bits(layer(X), Mask(X.shape, 0.3, key=key, draw=0).apply(X))
-
-
-def test_generator_moves_on_by_one_raw_draw(backend: str) -> None:
-    rng, twin = np.random.default_rng(3), np.random.default_rng(3)
-    a, b = dropout(X, rng=rng), dropout(X, rng=rng)
-    assert not np.array_equal(a, b)
-    Dropout(rng=rng)
-    twin.bit_generator.random_raw(3)
-    assert rng.bit_generator.state == twin.bit_generator.state
-    bits = np.random.PCG64(3)
-    dropout(X, rng=bits)
-    assert bits.random_raw() == np.random.PCG64(3).random_raw(2)[1]
-
-
-def test_an_int_repeats_and_none_does_not(backend: str) -> None:
-    assert_same_bits(dropout(X, rng=5), dropout(X, rng=5))
-    assert not np.array_equal(dropout(X, rng=5), dropout(X, rng=6))
-    assert not np.array_equal(dropout(X), dropout(X))
-    assert len({Dropout().key for _ in range(100)}) == 100
-
-
-def test_numpys_global_state_plays_no_part(backend: str) -> None:
-    np.random.seed(0)  # noqa: NPY002
-    before = np.random.get_state()[1].tobytes()  # type: ignore[index]  # noqa: NPY002
-    a = dropout(X)
-    np.random.seed(0)  # noqa: NPY002
-    assert not np.array_equal(a, dropout(X))
-    assert np.random.get_state()[1].tobytes() == before  # type: ignore[index]  # noqa: NPY002
-
-
-def test_a_failed_call_draws_nothing() -> None:
-    rng = np.random.default_rng(3)
-    state = rng.bit_generator.state
-    with pytest.raises(ValueError, match="rate"):
-        dropout(X, 2.0, rng=rng)
-    with pytest.raises(ValueError, match="both"):
-        Dropout(shared_axes=0, noise_shape=(1, None), rng=rng)
-    assert rng.bit_generator.state == state
-
-
-# ---- the layer -----------------------------------------------------------------------------------
 
 
 def test_layer_draws_a_new_mask_each_call(backend: str) -> None:
@@ -542,14 +478,6 @@ def test_layer_ends_rather_than_repeat_a_mask(backend: str) -> None:
 def test_what_a_layer_is_cannot_be_changed_by_accident(name: str) -> None:
     with pytest.raises(AttributeError):
         setattr(Dropout(rng=0), name, 1)
-
-
-def test_layers_of_one_generator_have_keys_of_their_own() -> None:
-    """Each takes a raw draw of the generator, in their order, so that a run with the same seed has the same keys."""
-    rng, again = np.random.default_rng(5), np.random.default_rng(5)
-    keys = [Dropout(rng=rng).key for _ in range(1000)]
-    assert keys == [again.bit_generator.random_raw() for _ in range(1000)]
-    assert len(set(keys)) == 1000
 
 
 def test_a_call_that_fails_gives_its_draw_back(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:

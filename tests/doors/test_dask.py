@@ -83,6 +83,16 @@ def test_dropout_is_that_of_numpy(mode: str) -> None:
     assert_same_bits(y.compute(), dropfast.dropout(x, 0.3, rng=5, **sharing))
 
 
+def test_keys_are_of_64_bits_whatever_the_bit_generator() -> None:
+    """With keys of one raw number of MT19937, which has 32 bits, these two would be the same."""
+    x, masks = da.ones((20, 30), chunks=7), []
+    for before in (68_164, 81_339):
+        bits = np.random.MT19937(0)
+        bits.random_raw(before, output=False)
+        masks.append(dropfast.dask.dropout(x, rng=np.random.RandomState(bits)).compute())
+    assert not np.array_equal(*masks)
+
+
 def test_a_mask_shared_over_the_batch_is_shared_by_all_chunks() -> None:
     y = dropfast.dask.dropout(da.ones((60, 50), chunks=(7, 20)), 0.5, shared_axes=0, rng=1).compute()
     assert 0 < np.count_nonzero(y[0]) < 50
