@@ -39,6 +39,42 @@ MAX_NDIM = 64  # NumPy 2's limit
 MAX_ELEMENTS = 2**63  # indices stay positive in 64 bits, signed or not
 
 
+# ---- integers ------------------------------------------------------------------------------------
+
+
+def _index(value: Any) -> int:
+    """Return what `operator.index` does, but refuse booleans, which are integers to Python and to PyTorch."""
+    if type(value) is int:
+        return value
+    if isinstance(value, (bool, np.bool_)):  # first, for older NumPys only warn when asked
+        raise TypeError
+    number = operator.index(value)
+    if "bool" in str(getattr(value, "dtype", "")):
+        raise TypeError
+    return number
+
+
+def _integer(name: str, value: Any) -> int:
+    """Return an integer; a boolean is none."""
+    try:
+        return _index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
+
+
+def integers(name: str, values: SupportsIndex | Iterable[SupportsIndex]) -> tuple[int, ...]:
+    """Return an integer or a sequence of integers as a tuple."""
+    if type(values) is not tuple:
+        try:
+            return (_index(values),)
+        except TypeError:
+            pass
+    try:
+        return tuple(map(_index, values))  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name} must be an integer or a sequence of integers, got {values!r}") from None
+
+
 # ---- the numbers of a mask -----------------------------------------------------------------------
 
 
@@ -109,31 +145,22 @@ def _bit_generator(rng: Any) -> BitGenerator:
     if isinstance(rng, RandomState):
         return rng._bit_generator  # there is no public way; numpy.random.default_rng takes it since NumPy 2.2
     try:
+        _no_booleans(rng)
         return default_rng(rng).bit_generator
     except (TypeError, ValueError) as error:
         raise type(error)(f"rng must be something that numpy.random.default_rng takes, got {rng!r}") from error
 
 
+def _no_booleans(seed: Any) -> None:
+    """NumPy refuses them as a seed, but takes them for integers within a sequence."""
+    if isinstance(seed, (list, tuple)):
+        for part in seed:
+            _no_booleans(part)
+    elif isinstance(seed, bool):
+        raise TypeError("a boolean is no seed")
+
+
 # ---- shapes --------------------------------------------------------------------------------------
-
-
-def _integer(name: str, value: Any) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
-
-
-def integers(name: str, values: SupportsIndex | Iterable[SupportsIndex]) -> tuple[int, ...]:
-    """Return an integer or a sequence of integers as a tuple."""
-    try:
-        return (operator.index(values),)  # type: ignore[arg-type]
-    except TypeError:
-        pass
-    try:
-        return tuple(map(operator.index, values))  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"{name} must be an integer or a sequence of integers, got {values!r}") from None
 
 
 def shape(name: str, values: SupportsIndex | Iterable[SupportsIndex]) -> tuple[int, ...]:
@@ -175,9 +202,14 @@ def sharing(
 def noise_lengths(noise_shape: Iterable[SupportsIndex | None]) -> tuple[int | None, ...]:
     """Return a noise_shape as a tuple of integers and None."""
     try:
-        return tuple(None if n is None else operator.index(n) for n in noise_shape)
+        return tuple(None if n is None else _index(n) for n in noise_shape)
     except TypeError:
-        raise TypeError(f"noise_shape must be a sequence of integers and None, got {noise_shape!r}") from None
+        raise not_a_noise_shape(noise_shape) from None
+
+
+def not_a_noise_shape(value: Any) -> TypeError:
+    """Return the error for something that is no noise_shape for any array."""
+    return TypeError(f"noise_shape must be a sequence of integers and None, got {value!r}")
 
 
 def both_given(shared_axes: Any, noise_shape: Any) -> ValueError:

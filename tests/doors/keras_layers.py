@@ -292,6 +292,12 @@ ERRORS: dict[str, tuple[Any, type[Exception], str]] = {
         TypeError,
         "^noise_shape must be a sequence of integers and None, got '1'$",
     ),
+    "seed-boolean": (lambda: Dropout(0.5, seed=True), TypeError, "^seed must be an integer, got bool$"),
+    "noise_shape-boolean": (
+        lambda: Dropout(0.5, (True, None)),
+        TypeError,
+        r"^noise_shape must be a sequence of integers and None, got \(True, None\)$",
+    ),
     "data_format": (
         lambda: SpatialDropout2D(0.5, "NCHW"),
         ValueError,

@@ -622,6 +622,32 @@ FAULTS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "draw must be an integer, got float32 of the shape ()",
     ),
+    "key-boolean": (
+        lambda: door.dropout(True, ONES, 0.5),
+        TypeError,
+        "key must be a JAX key or its uint32 words, got bool",
+    ),
+    "draw-boolean": (lambda: door.dropout(KEY, ONES, 0.5, draw=True), TypeError, "draw must be an integer, got bool"),
+    "draw-boolean-array": (
+        lambda: door.dropout(KEY, ONES, 0.5, draw=jnp.array(True)),
+        TypeError,
+        "draw must be an integer, got ArrayImpl",
+    ),
+    "draw-boolean-traced": (
+        lambda: jax.jit(lambda draw: door.dropout(KEY, ONES, 0.5, draw=draw))(True),
+        TypeError,
+        "draw must be an integer, got bool of the shape ()",
+    ),
+    "shared-axes-boolean": (
+        lambda: door.dropout(KEY, ONES, 0.5, shared_axes=False),
+        TypeError,
+        "shared_axes must be an integer or a sequence of integers, got False",
+    ),
+    "noise-shape-boolean": (
+        lambda: door.dropout(KEY, ONES, 0.5, noise_shape=(True, None)),
+        TypeError,
+        "noise_shape must be a sequence of integers and None, got (True, None)",
+    ),
     "shared-axes": (
         lambda: door.dropout(KEY, ONES, 0.5, shared_axes=2),
         ValueError,
