@@ -97,7 +97,7 @@ class Dropout:
     shared_axes : int or tuple of ints, default ()
         Axes along which all elements share their fate. ``0`` drops the same units for the whole batch.
     noise_shape : tuple of int or None, optional
-        The same in TensorFlow's words; None stands for a full axis of any length. Give this or `shared_axes`.
+        The same in TensorFlow's words; None stands for a full axis of any length, 0 too. Give this or `shared_axes`.
     rng : None, int, sequence of ints, SeedSequence, BitGenerator, Generator or RandomState, optional
         Where the layer's key comes from, as in `dropout`.
 

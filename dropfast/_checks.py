@@ -220,12 +220,26 @@ def both_given(shared_axes: Any, noise_shape: Any) -> ValueError:
 def sharing_of_any_shape(
     shared_axes: SupportsIndex | Iterable[SupportsIndex], noise_shape: Iterable[SupportsIndex | None] | None
 ) -> tuple[tuple[int, ...], tuple[int | None, ...] | None]:
-    """Return what a layer is told of its masks, for inputs that are yet to come."""
+    """Return what a layer is told of its masks, for inputs that are yet to come, if there can be one that it fits."""
     axes = integers("shared_axes", shared_axes)
     lengths = None if noise_shape is None else noise_lengths(noise_shape)
     if axes and lengths is not None:
         raise both_given(axes, lengths)
+    if not all(-MAX_NDIM <= axis < MAX_NDIM for axis in axes):
+        raise ValueError(f"shared_axes must be in [-{MAX_NDIM}, {MAX_NDIM}), for arrays of any shape, got {axes}")
+    if len(set(axes)) < len(axes):
+        raise _named_twice(axes)
+    if lengths is not None and len(lengths) > MAX_NDIM:
+        raise ValueError(f"noise_shape must have at most {MAX_NDIM} entries, got {len(lengths)}")
+    # Where the shape is known a 0 may stand for an axis of length 0; a layer says None, for it would take nothing else.
+    if not all(n is None or 1 <= n < MAX_ELEMENTS for n in lengths or ()):
+        raise ValueError(f"noise_shape of a layer must have entries in [1, 2**63) or None, got {lengths}")
     return axes, lengths
+
+
+def _named_twice(axes: tuple[int, ...]) -> ValueError:
+    """Return the error for axes that are not all different."""
+    return ValueError(f"shared_axes must name each axis once, got {axes}")
 
 
 @functools.lru_cache(maxsize=1024)
@@ -236,7 +250,7 @@ def _sharing(shape: tuple[int, ...], axes: tuple[int, ...]) -> Sharing:
             raise ValueError(f"shared_axes must be in [{-ndim}, {ndim}) for {ndim} axes, got {axis}")
     shared_axes = tuple(sorted(axis % ndim for axis in axes))
     if len(set(shared_axes)) < len(shared_axes):
-        raise ValueError(f"shared_axes must name each axis once, got {axes}")
+        raise _named_twice(axes)
     noise_shape = tuple(1 if axis in shared_axes else n for axis, n in enumerate(shape))
     elements = math.prod(noise_shape)
     if elements > MAX_ELEMENTS:

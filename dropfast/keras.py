@@ -134,7 +134,8 @@ class Dropout(keras.Layer):
     rate : float
         Probability that an element is dropped, in [0, 1], with a resolution of 2**-32.
     noise_shape : tuple of int or None, optional
-        The shape of the mask: 1 on axes along which all elements share their fate; the full length, or None, on others.
+        The shape of the mask: 1 on axes along which all elements share their fate; the full length, or None for one of
+        any length, on others.
     seed : int, optional
         The layer's key is what ``rng=seed`` means to `dropfast.dropout`. Without it the key comes from Python's
         `random`, so that `keras.utils.set_random_seed` makes runs repeat.
@@ -187,7 +188,7 @@ class Dropout(keras.Layer):
     ) -> None:
         super().__init__(**kwargs)
         self.rate = _checks.rate(rate)
-        self.noise_shape = None if noise_shape is None else _checks.noise_lengths(noise_shape)
+        _, self.noise_shape = _checks.sharing_of_any_shape((), noise_shape)
         self.seed = None if seed is None else _checks.unsigned("seed", seed, 64)
         self.seed_generator = _Masks(random.getrandbits(64) if self.seed is None else _checks.new_key(self.seed))
         self.supports_masking = True
