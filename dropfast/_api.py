@@ -29,7 +29,8 @@ def dropout(
     Parameters
     ----------
     x : numpy.ndarray
-        float16, bfloat16 (of ml_dtypes), float32 or float64, of any shape and in any memory layout.
+        float16, bfloat16 (of ml_dtypes), float32 or float64, of any shape and in any memory layout. A memmap is taken
+        too, other subclasses are not: ``numpy.asarray(x)`` makes an array of them.
     rate : float, default 0.5
         Probability that an element is dropped, in [0, 1], with a resolution of 2**-32.
     shared_axes : int or tuple of ints, default ()

@@ -317,9 +317,20 @@ def not_a_mask(value: Any) -> TypeError:
     return TypeError(f"mask must be a dropfast.Mask, got {type(value).__name__}")
 
 
+def is_plain(array: Any) -> bool:
+    """Return whether this is an array and no more. A subclass may mean more by it, which would be lost."""
+    return type(array) in (np.ndarray, np.memmap)
+
+
 def not_an_array(name: str, value: Any) -> TypeError:
-    """Return the error for something that is not an array, or that would lose what makes it more than one."""
-    return TypeError(f"{name} must be a numpy.ndarray, got {type(value).__name__}")
+    """Return the error for something that is no plain array."""
+    got = type(value).__name__
+    if isinstance(value, np.ndarray):
+        return TypeError(
+            f"{name} must be a numpy.ndarray or numpy.memmap itself, got the subclass {got}; "
+            f"numpy.asarray({name}) makes one, without what the subclass adds"
+        )
+    return TypeError(f"{name} must be a numpy.ndarray, got {got}")
 
 
 def _overlaps_itself(array: npt.NDArray[Any]) -> bool:
@@ -354,7 +365,7 @@ def wrong_shape(shape: tuple[int, ...], got: tuple[Any, ...]) -> ValueError:
 def fault(x: Any, out: Any, shape: tuple[int, ...]) -> Exception | None:
     """Return what is wrong with these arrays for a mask of this shape, None if nothing is."""
     for name, array in (("x", x), ("out", out)):
-        if type(array) not in (np.ndarray, np.memmap):
+        if not is_plain(array):
             return not_an_array(name, array)
     if not takes(x.dtype):
         return wrong_dtype(x.dtype)

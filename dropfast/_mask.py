@@ -156,7 +156,8 @@ class Mask:
         Parameters
         ----------
         x : numpy.ndarray
-            Of the mask's shape; float16, bfloat16 (of ml_dtypes), float32 or float64, in any memory layout.
+            Of the mask's shape; float16, bfloat16 (of ml_dtypes), float32 or float64, in any memory layout. A memmap is
+            taken too, other subclasses are not.
         out : numpy.ndarray, optional
             Where to write; of the shape and dtype of `x`. May be `x` itself, and must not overlap it otherwise.
 
@@ -168,7 +169,7 @@ class Mask:
         Raises
         ------
         TypeError
-            If `x` or `out` is no array, or has a dtype that is not allowed.
+            If `x` or `out` is no array, or of a subclass, or has a dtype that is not allowed.
         ValueError
             If a shape does not fit, or `out` is read-only or overlaps `x` in part. Nothing has been written then.
 

@@ -41,7 +41,7 @@ def dropout(
     Parameters
     ----------
     x : dask.array.Array
-        float16, bfloat16 (of ml_dtypes), float32 or float64, in NumPy chunks of known sizes.
+        float16, bfloat16 (of ml_dtypes), float32 or float64, in chunks of numpy.ndarray (no subclass) of known sizes.
     rate : float, default 0.5
         Probability that an element is dropped, in [0, 1], with a resolution of 2**-32.
     rng : None, int, sequence of ints, SeedSequence, BitGenerator, Generator or RandomState, optional
@@ -95,7 +95,7 @@ def apply(mask: Mask, x: da.Array) -> da.Array:
     mask : dropfast.Mask
         Of the shape of `x`.
     x : dask.array.Array
-        float16, bfloat16 (of ml_dtypes), float32 or float64, in NumPy chunks of known sizes.
+        float16, bfloat16 (of ml_dtypes), float32 or float64, in chunks of numpy.ndarray (no subclass) of known sizes.
 
     Returns
     -------
@@ -156,7 +156,7 @@ def _check(x: Any) -> None:
     if not isinstance(x, da.Array):
         raise TypeError(f"x must be a dask.array.Array, got {type(x).__name__}")
     if type(x._meta) is not np.ndarray:
-        raise TypeError(f"x must have chunks of type numpy.ndarray, got {type(x._meta).__name__}")
+        raise TypeError(f"x must have chunks of numpy.ndarray itself, no subclass, got {type(x._meta).__name__}")
     if not _checks.takes(x.dtype):
         raise _checks.wrong_dtype(x.dtype)
     if any(math.isnan(n) for n in x.shape):

@@ -300,15 +300,25 @@ NOT_ARRAYS = {
     "None": None,
     "masked": np.ma.masked_array(X),
     "subclass": X.view(Subclass),
+    "subclass-of-memmap": X.view(type("Subclass", (np.memmap,), {})),
     "recarray": X.view(np.recarray),
     "memoryview": X.data,
 }
 
 
+def not_an_array(name: str, value: Any) -> str:
+    if not isinstance(value, np.ndarray):
+        return f"{name} must be a numpy.ndarray, got {type(value).__name__}"
+    return (
+        f"{name} must be a numpy.ndarray or numpy.memmap itself, got the subclass {type(value).__name__}; "
+        f"numpy.asarray({name}) makes one, without what the subclass adds"
+    )
+
+
 @pytest.mark.parametrize("name", NOT_ARRAYS)
 def test_x_that_is_no_array(backend: str, name: str) -> None:
     x, out = NOT_ARRAYS[name], sentinel(SHAPE)
-    message = f"x must be a numpy.ndarray, got {type(x).__name__}"
+    message = not_an_array("x", x)
     for call in each_call(x, None):
         raises(call, TypeError, message)
     for call in each_call(x, out):
@@ -320,8 +330,23 @@ def test_out_that_is_no_array(backend: str, name: str) -> None:
     out = NOT_ARRAYS[name]
     before = copy.deepcopy(out) if isinstance(out, np.ndarray) else None
     for call in each_call(X, out):
-        raises(call, TypeError, f"out must be a numpy.ndarray, got {type(out).__name__}")
+        raises(call, TypeError, not_an_array("out", out))
     assert before is None or before.tobytes() == np.ndarray.tobytes(out)  # type: ignore[arg-type]
+
+
+def test_what_the_words_for_a_subclass_advise(backend: str) -> None:
+    for array in NOT_ARRAYS.values():
+        if isinstance(array, np.ndarray):
+            assert np.array_equal(Mask(SHAPE, key=0).apply(np.asarray(array)), Mask(SHAPE, key=0).apply(X))
+
+
+def test_a_memmap_is_taken(backend: str) -> None:
+    x, out = X.copy().view(np.memmap), sentinel(SHAPE).view(np.memmap)
+    assert Mask(SHAPE, key=0).apply(x, out=out) is out
+    y = dropout(x, rng=0)
+    assert type(y) is np.ndarray
+    assert np.array_equal(y, dropout(X, rng=0))
+    assert np.array_equal(out, Mask(SHAPE, key=0).apply(X))
 
 
 BAD_DTYPES = [

@@ -577,6 +577,11 @@ FAULTS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "x must be a jax.Array or a numpy.ndarray, got list",
     ),
+    "x-subclass": (
+        lambda: door.dropout(KEY, np.ones((4, 6), np.float32).view(np.recarray), 0.5),
+        TypeError,
+        "x must be a numpy.ndarray or numpy.memmap itself, got the subclass recarray; numpy.asarray(x) makes one",
+    ),
     "x-integers": (
         lambda: door.dropout(KEY, jnp.arange(3), 0.5),
         TypeError,
