@@ -34,6 +34,8 @@ Recipe: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], int, int, int, int]
 RNGLike: TypeAlias = Generator | BitGenerator | RandomState
 SeedLike: TypeAlias = int | np.integer[Any] | Sequence[int] | SeedSequence
 
+NOT_GIVEN: Any = np._NoValue  # what NumPy itself has for arguments that may be None and need not be there
+
 NO_AXES: tuple[int, ...] = ()  # the default of shared_axes; CPython has one empty tuple, so it is known by its identity
 MAX_NDIM = 64  # NumPy 2's limit
 MAX_ELEMENTS = 2**63  # indices stay positive in 64 bits, signed or not
@@ -137,6 +139,13 @@ def new_key(rng: RNGLike | SeedLike | None) -> int:
         return int(high << 32 | low)
     with bits.lock:
         return int(bits.ctypes.next_uint64(bits.ctypes.state))
+
+
+def key_or_new(key: Any, rng: Any) -> int:
+    """Return the key of a mask: the one that is given, or one that is drawn."""
+    if (key is NOT_GIVEN) == (rng is NOT_GIVEN):
+        raise TypeError(f"give key or rng, exactly one of them; got {'neither' if key is NOT_GIVEN else 'both'}")
+    return new_key(rng) if key is NOT_GIVEN else unsigned("key", key, 64)
 
 
 def _bit_generator(rng: Any) -> BitGenerator:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from dropfast import _backend, _checks
+from dropfast._checks import RNGLike, SeedLike
 
 _UNPACKED_AT_ONCE = 1 << 16  # bits: NumPy's temporary array stays in the caches, and Ctrl-C need not wait
 
@@ -29,6 +30,9 @@ class Mask:
         Probability that an element is dropped, in [0, 1], with a resolution of 2**-32.
     key : int
         Which stream of masks, in [0, 2**64).
+    rng : None, int, sequence of ints, SeedSequence, BitGenerator, Generator or RandomState
+        Where the key comes from, as in `dropout`: the mask is the one that ``dropout(x, rate, rng=rng)`` applies. None,
+        the system's entropy, has to be said: give just one of `key` and `rng`.
     draw : int, default 0
         Which mask of the stream, in [0, 2**32).
     shared_axes : int or tuple of ints, default ()
@@ -70,6 +74,8 @@ class Mask:
            [0., 2., 0., 2., 2., 2., 2., 0.]], dtype=float32)
     >>> Mask((2, 8), 0.5, key=7, shared_axes=0).keep()
     array([[ True, False,  True,  True, False,  True, False, False]])
+    >>> Mask((2, 8), 0.5, rng=0)  # that of dropout(x, 0.5, rng=0)
+    Mask((2, 8), 0.5, key=11749869230777074271, draw=0)
     """
 
     __slots__ = ("_rate", "_recipe", "_shared_axes", "_window")
@@ -79,6 +85,7 @@ class Mask:
     _shared_axes: tuple[int, ...]
     _window: tuple[tuple[int, ...], tuple[int, ...]] | None  # a part's whole shape, and where it begins there
 
+    @overload
     def __init__(
         self,
         shape: SupportsIndex | Iterable[SupportsIndex],
@@ -88,19 +95,36 @@ class Mask:
         draw: SupportsIndex = 0,
         shared_axes: SupportsIndex | Iterable[SupportsIndex] = (),
         noise_shape: Iterable[SupportsIndex | None] | None = None,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        shape: SupportsIndex | Iterable[SupportsIndex],
+        rate: float = 0.5,
+        *,
+        rng: RNGLike | SeedLike | None,
+        draw: SupportsIndex = 0,
+        shared_axes: SupportsIndex | Iterable[SupportsIndex] = (),
+        noise_shape: Iterable[SupportsIndex | None] | None = None,
+    ) -> None: ...
+    def __init__(
+        self,
+        shape: SupportsIndex | Iterable[SupportsIndex],
+        rate: float = 0.5,
+        *,
+        key: Any = _checks.NOT_GIVEN,
+        rng: Any = _checks.NOT_GIVEN,
+        draw: SupportsIndex = 0,
+        shared_axes: SupportsIndex | Iterable[SupportsIndex] = (),
+        noise_shape: Iterable[SupportsIndex | None] | None = None,
     ) -> None:
         lengths = _checks.shape("shape", shape)
         self._rate = _checks.rate(rate)
         strides, self._shared_axes = _checks.sharing(lengths, shared_axes, noise_shape)
         self._window = None
-        self._recipe = (
-            lengths,
-            strides,
-            0,
-            _checks.unsigned("key", key, 64),
-            _checks.unsigned("draw", draw, 32),
-            _checks.threshold(self._rate),
-        )
+        draw = _checks.unsigned("draw", draw, 32)
+        key = _checks.key_or_new(key, rng)  # last, for what is refused draws nothing
+        self._recipe = lengths, strides, 0, key, draw, _checks.threshold(self._rate)
 
     @classmethod
     def _of(

@@ -83,8 +83,7 @@ def dropout(
     True
     """
     _check(x)
-    mask = Mask(x.shape, rate, key=0, shared_axes=shared_axes, noise_shape=noise_shape)  # checks before a key is drawn
-    return apply(Mask(x.shape, rate, key=_checks.new_key(rng), shared_axes=mask.shared_axes), x)
+    return apply(Mask(x.shape, rate, rng=rng, shared_axes=shared_axes, noise_shape=noise_shape), x)
 
 
 def apply(mask: Mask, x: da.Array) -> da.Array:

@@ -43,7 +43,8 @@ def test_public_names_and_signatures() -> None:
         *[("rng", None, True), ("out", None, True)],
     ]
     assert parameters(Mask) == [
-        *[("shape", needed, False), ("rate", 0.5, False), ("key", needed, True), ("draw", 0, True)],
+        *[("shape", needed, False), ("rate", 0.5, False)],
+        *[("key", np._NoValue, True), ("rng", np._NoValue, True), ("draw", 0, True)],
         *shared,
     ]
     assert parameters(Dropout) == [("rate", 0.5, False), *shared, ("rng", None, True)]

@@ -79,9 +79,13 @@ def test_key_and_draw(name: str, bits: int, bad: Any) -> None:
         Mask(SHAPE, 0.5, **arguments)
 
 
-def test_key_must_be_given() -> None:
-    with pytest.raises(TypeError, match="key"):
-        Mask(SHAPE)  # type: ignore[call-arg]
+def test_just_one_of_key_and_rng() -> None:
+    """None is an rng, the system's entropy, and no key."""
+    with pytest.raises(TypeError, match=exactly("give key or rng, exactly one of them; got neither")):
+        Mask(SHAPE)  # type: ignore[call-overload]
+    for key, rng in [(1, 1), (1, None), (None, 1), (None, None)]:
+        with pytest.raises(TypeError, match=exactly("give key or rng, exactly one of them; got both")):
+            Mask(SHAPE, key=key, rng=rng)  # type: ignore[call-overload]
 
 
 # ---- shapes and axes -----------------------------------------------------------------------------
@@ -541,6 +545,8 @@ def test_rng(rng: Any) -> None:
     assert out.tobytes() == sentinel(SHAPE).tobytes()
     with pytest.raises((TypeError, ValueError), match=exactly(message)):
         Dropout(rng=rng)
+    with pytest.raises((TypeError, ValueError), match=exactly(message)):
+        Mask(SHAPE, rng=rng)
 
 
 def test_show_config_mode() -> None:

@@ -1,5 +1,6 @@
 """The promise about keys: 64 bits of whatever NumPy calls random, by a rule that is written down, and no bit twice."""
 
+import pickle
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import randomgen
+from cases import MODES
 from expected import assert_same_bits
 from numpy.random import MT19937, PCG64, PCG64DXSM, SFC64, BitGenerator, Philox, RandomState
 
@@ -101,16 +103,25 @@ def test_a_seed_means_what_it_means_to_numpy(seed: Any) -> None:
 
 @pytest.mark.parametrize("name", [*SEEDS, *KNOWN])
 def test_rng_gives_the_key(backend: str, name: str) -> None:
-    """It is the same one for the function and for the layer."""
+    """It is the same one for the function, for the mask and for the layer."""
 
     def rng() -> Any:
         return SEEDS[name] if name in SEEDS else KNOWN[name][0](7)
 
     (key,) = keys(rng(), 1)
+    assert Mask(X.shape, 0.3, rng=rng()) == Mask(X.shape, 0.3, key=key)
     assert_same_bits(dropout(X, 0.3, rng=rng()), Mask(X.shape, 0.3, key=key).apply(X))
     layer = Dropout(0.3, rng=rng())
     assert (layer.key, layer.draw) == (key, 0)
     assert_same_bits(layer(X), Mask(X.shape, 0.3, key=key, draw=0).apply(X))
+
+
+def test_forward_and_backward_by_a_seed(backend: str) -> None:
+    for sharing in MODES.values():
+        mask = Mask(X.shape, 0.3, rng=7, **sharing(X.shape))
+        assert_same_bits(mask.apply(X), dropout(X, 0.3, rng=7, **sharing(X.shape)))
+    again = pickle.loads(pickle.dumps(Mask(X.shape, rng=RandomState(1))))
+    assert again == eval(repr(again)) == Mask(X.shape, rng=RandomState(1))
 
 
 def test_generator_moves_on_by_one_raw_draw(backend: str) -> None:
@@ -118,7 +129,8 @@ def test_generator_moves_on_by_one_raw_draw(backend: str) -> None:
     a, b = dropout(X, rng=rng), dropout(X, rng=rng)
     assert not np.array_equal(a, b)
     Dropout(rng=rng)
-    twin.bit_generator.random_raw(3)
+    Mask(X.shape, rng=rng)
+    twin.bit_generator.random_raw(4)
     assert rng.bit_generator.state == twin.bit_generator.state
     bits = np.random.PCG64(3)
     dropout(X, rng=bits)
@@ -130,6 +142,7 @@ def test_an_int_repeats_and_none_does_not(backend: str) -> None:
     assert not np.array_equal(dropout(X, rng=5), dropout(X, rng=6))
     assert not np.array_equal(dropout(X), dropout(X))
     assert len({Dropout().key for _ in range(100)}) == 100
+    assert len({Mask(X.shape, rng=None) for _ in range(100)}) == 100
 
 
 def test_numpys_global_state_plays_no_part(backend: str) -> None:
@@ -148,6 +161,10 @@ def test_a_failed_call_draws_nothing() -> None:
         dropout(X, 2.0, rng=rng)
     with pytest.raises(ValueError, match="both"):
         Dropout(shared_axes=0, noise_shape=(1, None), rng=rng)
+    for wrong in ({"shape": -1}, {"rate": 2.0}, {"draw": -1}, {"shared_axes": 2}, {"noise_shape": (3, 3)}, {"key": 1}):
+        arguments: dict[str, Any] = {"shape": X.shape, **wrong}
+        with pytest.raises((TypeError, ValueError)):
+            Mask(**arguments, rng=rng)
     assert rng.bit_generator.state == state
 
 
