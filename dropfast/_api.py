@@ -6,8 +6,9 @@ import os
 import threading
 import weakref
 from collections.abc import Iterable, Mapping
-from typing import Any, SupportsIndex
+from typing import Any, Self, SupportsIndex
 
+import numpy as np
 import numpy.typing as npt
 
 from dropfast import _backend, _checks
@@ -105,9 +106,10 @@ class Dropout:
     Attributes
     ----------
     training : bool
-        Whether calls drop elements. False makes the layer the identity: it returns `x` itself and draws nothing.
+        Whether calls drop elements; `train` and `eval` set it, too. False makes the layer the identity: it returns `x`
+        itself and draws nothing.
     rate : float
-        As given.
+        As given. A new one is for the calls from there on; `backward` and `mask` belong to the last.
     key : int
         The layer's stream of masks.
     draw : int
@@ -122,6 +124,8 @@ class Dropout:
 
     Notes
     -----
+    A pickle or a copy has the layer's key and draw, and so gives the same masks from there on.
+
     Threads may share a layer: no draw is given twice. `backward` belongs to the last call, though, whoever made it;
     threads that train keep the `Mask` of their own call, or have a layer each. After 2**32 draws a call is an error
     rather than a repeated mask.
@@ -142,6 +146,12 @@ class Dropout:
     True
     """
 
+    __module__ = "dropfast"  # the name that pickles have for it
+    __slots__ = (
+        *("_draw", "_key", "_last", "_lock", "_noise_shape", "_rate", "_shared_axes", "_training"),
+        "__weakref__",
+    )
+
     def __init__(
         self,
         rate: float = 0.5,
@@ -150,12 +160,11 @@ class Dropout:
         noise_shape: Iterable[SupportsIndex | None] | None = None,
         rng: RNGLike | SeedLike | None = None,
     ) -> None:
-        self._rate = _checks.rate(rate)
-        self._threshold = _checks.threshold(self._rate)
+        self.rate = rate
         self._shared_axes, self._noise_shape = _checks.sharing_of_any_shape(shared_axes, noise_shape)
-        self.training = True
+        self._training = True
         self._key, self._draw = _checks.new_key(rng), 0
-        self._last: _checks.Recipe | None = None  # of the last training call
+        self._last: tuple[float, _checks.Recipe] | None = None  # rate and recipe of the last training call
         self._renew_lock()
 
     def _renew_lock(self) -> None:
@@ -165,7 +174,33 @@ class Dropout:
     @property
     def rate(self) -> float:
         """Probability that an element is dropped."""
-        return self._rate
+        return self._rate[0]
+
+    @rate.setter
+    def rate(self, value: float) -> None:
+        rate = _checks.rate(value)
+        self._rate = rate, _checks.threshold(rate)  # in one piece, for a call may read it in another thread
+
+    @property
+    def training(self) -> bool:
+        """Whether calls drop elements."""
+        return self._training
+
+    @training.setter
+    def training(self, value: bool) -> None:
+        if type(value) is not bool:
+            raise TypeError(f"training must be a bool, got {value!r}")
+        self._training = value
+
+    def train(self) -> Self:
+        """Let calls drop elements, and return the layer."""
+        self._training = True
+        return self
+
+    def eval(self) -> Self:
+        """Make the layer the identity, and return it."""
+        self._training = False
+        return self
 
     @property
     def key(self) -> int:
@@ -180,39 +215,44 @@ class Dropout:
     @property
     def mask(self) -> Mask | None:
         """The mask of the last training call."""
-        if self._last is None:
+        last = self._last
+        if last is None:
             return None
-        shared_axes = _checks.sharing(self._last[0], self._shared_axes, self._noise_shape)[1]
-        return Mask._of(self._rate, shared_axes, self._last)
+        rate, recipe = last
+        shared_axes = _checks.sharing(recipe[0], self._shared_axes, self._noise_shape)[1]
+        return Mask._of(rate, shared_axes, recipe)
 
-    def __call__(self, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def __call__(self, x: npt.NDArray[Any], out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
         """Return `x` with the next mask applied, or `x` itself if the layer is not training.
 
         Parameters
         ----------
         x : numpy.ndarray
             As in `dropout`.
+        out : numpy.ndarray, optional
+            Where to write, as in `dropout`; if the layer is not training, a copy of `x`.
 
         Returns
         -------
         numpy.ndarray
-            A new array in training, else `x`.
+            `out` if given, else a new array in training, else `x`.
         """
-        if not self.training:
-            return x
+        if not self._training:
+            return _identity(x, out)
         shape, strides = _checks.layout(x, self._shared_axes, self._noise_shape)
+        rate, threshold = self._rate
         with self._lock:
             key, draw = self._key, self._draw
-            if draw >> 32:
+            if draw == 1 << 32:
                 raise _checks.no_masks_left(key)
             self._draw = draw + 1
-        recipe = (shape, strides, 0, key, draw, self._threshold)
+        recipe = (shape, strides, 0, key, draw, threshold)
         try:
-            y = _backend.apply(x, None, recipe)
+            y = _backend.apply(x, out, recipe)
         except BaseException:
             self._give_back(key, draw)
             raise
-        self._last = recipe
+        self._last = rate, recipe
         return y
 
     def _give_back(self, key: int, draw: int) -> None:
@@ -221,29 +261,32 @@ class Dropout:
             if (self._key, self._draw) == (key, draw + 1):
                 self._draw = draw
 
-    def backward(self, dy: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def backward(self, dy: npt.NDArray[Any], out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
         """Return the gradient for `x`, from the gradient for ``layer(x)``: the same mask again.
 
         Parameters
         ----------
         dy : numpy.ndarray
             Of the shape of the last call's `x`.
+        out : numpy.ndarray, optional
+            Where to write, as in `dropout`; if the layer is not training, a copy of `dy`.
 
         Returns
         -------
         numpy.ndarray
-            A new array in training, else `dy`.
+            `out` if given, else a new array in training, else `dy`.
 
         Raises
         ------
         RuntimeError
             If the layer has not been called in training.
         """
-        if not self.training:
-            return dy
-        if self._last is None:
+        if not self._training:
+            return _identity(dy, out)
+        last = self._last
+        if last is None:
             raise RuntimeError("backward needs a training call of the layer before it")
-        return _backend.apply(dy, None, self._last)
+        return _backend.apply(dy, out, last[1])
 
     def state_dict(self) -> dict[str, int]:
         """Return all that a run needs to continue bit for bit: the key, and the number of masks drawn."""
@@ -265,16 +308,42 @@ class Dropout:
             self._key, self._draw, self._last = key, draw, None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+        # Public names alone, so that a pickle of today means something to a dropfast that is otherwise inside.
+        return {
+            **getattr(self, "__dict__", {}),  # of a subclass
+            "rate": self.rate,
+            "shared_axes": self._shared_axes,
+            "noise_shape": self._noise_shape,
+            "training": self._training,
+            "mask": self.mask,
+            **self.state_dict(),
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._renew_lock()
+        rest = dict(state)
+        sharing = {name: rest.pop(name) for name in ("shared_axes", "noise_shape")}
+        Dropout.__init__(self, rest.pop("rate"), **sharing)
+        self.load_state_dict({name: rest.pop(name) for name in ("key", "draw")})
+        mask = rest.pop("mask")
+        self._last = mask and (mask.rate, mask._recipe)
+        for name, value in rest.items():
+            setattr(self, name, value)
 
     def __repr__(self) -> str:
         shared = f", shared_axes={self._shared_axes}" if self._shared_axes else ""
         noise = f", noise_shape={self._noise_shape}" if self._noise_shape is not None else ""
-        return f"Dropout({self._rate!r}{shared}{noise})"
+        return f"Dropout({self.rate!r}{shared}{noise})"
+
+
+def _identity(x: npt.NDArray[Any], out: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
+    """Return `x`, or a copy in `out`."""
+    if out is None:
+        return x
+    fault = _checks.fault(x, out, getattr(x, "shape", ()))
+    if fault is not None:
+        raise fault
+    np.copyto(out, x)
+    return out
 
 
 # A fork while another thread was about to count a draw leaves the child with a lock that nobody will ever release.

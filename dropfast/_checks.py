@@ -280,10 +280,14 @@ def layout(
     """Return the shape of `x`, and the index strides of a mask for it."""
     if not isinstance(x, np.ndarray):
         raise not_an_array("x", x)
-    shape = x.shape
     if noise_shape is None and shared_axes is NO_AXES:  # what most calls ask for, and a tenth of a small call's time
-        return shape, _sharing(shape, NO_AXES)[0]
-    return shape, sharing(shape, shared_axes, noise_shape)[0]
+        return _unshared(x.shape)
+    return x.shape, sharing(x.shape, shared_axes, noise_shape)[0]
+
+
+@functools.lru_cache(maxsize=1024)
+def _unshared(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return shape, _sharing(shape, NO_AXES)[0]
 
 
 def window(

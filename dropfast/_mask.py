@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Iterable
 from typing import Any, SupportsIndex, overload
 
@@ -78,6 +80,7 @@ class Mask:
     Mask((2, 8), 0.5, key=11749869230777074271, draw=0)
     """
 
+    __module__ = "dropfast"  # the name that pickles have for it
     __slots__ = ("_rate", "_recipe", "_shared_axes", "_window")
 
     _rate: float
@@ -302,22 +305,13 @@ class Mask:
         return hash(self._value())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, self._value()
+        # What `repr` shows: public names alone, so that a pickle of today means something to any dropfast to come.
+        whole, rate, key, draw, shared_axes, origin, shape = self._value()
+        make = functools.partial(Mask, whole, rate, key=key, draw=draw, shared_axes=shared_axes)
+        return (operator.methodcaller("window", origin, shape), (make(),)) if self._window else (make, ())
 
     def __repr__(self) -> str:
         shared = f", shared_axes={self._shared_axes}" if self._shared_axes else ""
         whole, origin = self._whole_and_origin()
         part = f".window(start={origin}, shape={self.shape})" if self._window else ""
         return f"Mask({whole}, {self._rate!r}, key={self.key}, draw={self.draw}{shared}){part}"
-
-
-def _rebuild(
-    whole: tuple[int, ...],
-    rate: float,
-    key: int,
-    draw: int,
-    shared_axes: tuple[int, ...],
-    origin: tuple[int, ...],
-    shape: tuple[int, ...],
-) -> Mask:
-    return Mask(whole, rate, key=key, draw=draw, shared_axes=shared_axes).window(origin, shape)
