@@ -12,19 +12,19 @@ import numpy as np
 import numpy.typing as npt
 
 from dropfast import _backend, _checks
-from dropfast._checks import RNGLike, SeedLike
+from dropfast._checks import Float, RateLike, RNGLike, SeedLike
 from dropfast._mask import Mask
 
 
 def dropout(
-    x: npt.NDArray[Any],
-    rate: float = 0.5,
+    x: npt.NDArray[Float],
+    rate: RateLike = 0.5,
     *,
     shared_axes: SupportsIndex | Iterable[SupportsIndex] = (),
     noise_shape: Iterable[SupportsIndex | None] | None = None,
     rng: RNGLike | SeedLike | None = None,
-    out: npt.NDArray[Any] | None = None,
-) -> npt.NDArray[Any]:
+    out: npt.NDArray[Float] | None = None,
+) -> npt.NDArray[Float]:
     """Drop elements of `x` at random, and scale the kept ones so that the mean stays.
 
     Parameters
@@ -154,7 +154,7 @@ class Dropout:
 
     def __init__(
         self,
-        rate: float = 0.5,
+        rate: RateLike = 0.5,
         *,
         shared_axes: SupportsIndex | Iterable[SupportsIndex] = (),
         noise_shape: Iterable[SupportsIndex | None] | None = None,
@@ -177,7 +177,7 @@ class Dropout:
         return self._rate[0]
 
     @rate.setter
-    def rate(self, value: float) -> None:
+    def rate(self, value: RateLike) -> None:
         rate = _checks.rate(value)
         self._rate = rate, _checks.threshold(rate)  # in one piece, for a call may read it in another thread
 
@@ -222,7 +222,7 @@ class Dropout:
         shared_axes = _checks.sharing(recipe[0], self._shared_axes, self._noise_shape)[1]
         return Mask._of(rate, shared_axes, recipe)
 
-    def __call__(self, x: npt.NDArray[Any], out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+    def __call__(self, x: npt.NDArray[Float], out: npt.NDArray[Float] | None = None) -> npt.NDArray[Float]:
         """Return `x` with the next mask applied, or `x` itself if the layer is not training.
 
         Parameters
@@ -261,7 +261,7 @@ class Dropout:
             if (self._key, self._draw) == (key, draw + 1):
                 self._draw = draw
 
-    def backward(self, dy: npt.NDArray[Any], out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+    def backward(self, dy: npt.NDArray[Float], out: npt.NDArray[Float] | None = None) -> npt.NDArray[Float]:
         """Return the gradient for `x`, from the gradient for ``layer(x)``: the same mask again.
 
         Parameters
@@ -335,7 +335,7 @@ class Dropout:
         return f"Dropout({self.rate!r}{shared}{noise})"
 
 
-def _identity(x: npt.NDArray[Any], out: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
+def _identity(x: npt.NDArray[Float], out: npt.NDArray[Float] | None) -> npt.NDArray[Float]:
     """Return `x`, or a copy in `out`."""
     if out is None:
         return x

@@ -10,7 +10,7 @@ import math
 import operator
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any, SupportsIndex, TypeAlias
+from typing import Any, SupportsIndex, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,11 @@ from numpy.random import (
 #: ``start + i * strides[0] + j * strides[1] + ...`` in the mask's whole shape; the stride is 0 on shared axes.
 Recipe: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], int, int, int, int]
 
+#: What the elements of an array are, to type checkers. To them ml_dtypes' bfloat16 may be any scalar: such arrays are
+#: NDArray[Any], for what takes just any scalar would take integers, too.
+Float = TypeVar("Float", bound=np.floating[Any])
+
+RateLike: TypeAlias = float | np.floating[Any] | np.integer[Any]
 RNGLike: TypeAlias = Generator | BitGenerator | RandomState
 SeedLike: TypeAlias = int | np.integer[Any] | Sequence[int] | SeedSequence
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dropfast import _backend, _checks
-from dropfast._checks import RNGLike, SeedLike
+from dropfast._checks import Float, RateLike, RNGLike, SeedLike
 
 _UNPACKED_AT_ONCE = 1 << 16  # bits: NumPy's temporary array stays in the caches, and Ctrl-C need not wait
 
@@ -92,7 +92,7 @@ class Mask:
     def __init__(
         self,
         shape: SupportsIndex | Iterable[SupportsIndex],
-        rate: float = 0.5,
+        rate: RateLike = 0.5,
         *,
         key: SupportsIndex,
         draw: SupportsIndex = 0,
@@ -103,7 +103,7 @@ class Mask:
     def __init__(
         self,
         shape: SupportsIndex | Iterable[SupportsIndex],
-        rate: float = 0.5,
+        rate: RateLike = 0.5,
         *,
         rng: RNGLike | SeedLike | None,
         draw: SupportsIndex = 0,
@@ -113,7 +113,7 @@ class Mask:
     def __init__(
         self,
         shape: SupportsIndex | Iterable[SupportsIndex],
-        rate: float = 0.5,
+        rate: RateLike = 0.5,
         *,
         key: Any = _checks.NOT_GIVEN,
         rng: Any = _checks.NOT_GIVEN,
@@ -177,7 +177,7 @@ class Mask:
         """What kept elements are multiplied by."""
         return _checks.scale(self._recipe[5])
 
-    def apply(self, x: npt.NDArray[Any], out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+    def apply(self, x: npt.NDArray[Float], out: npt.NDArray[Float] | None = None) -> npt.NDArray[Float]:
         """Return `x` with this mask applied: the forward pass, and with the gradient for `x` the backward pass.
 
         Parameters

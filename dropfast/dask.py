@@ -22,7 +22,7 @@ import numpy.typing as npt
 from dask.layers import ArraySliceDep
 
 from dropfast import _checks
-from dropfast._checks import RNGLike, SeedLike
+from dropfast._checks import RateLike, RNGLike, SeedLike
 from dropfast._mask import Mask
 
 __all__ = ["apply", "dropout"]
@@ -30,7 +30,7 @@ __all__ = ["apply", "dropout"]
 
 def dropout(
     x: da.Array,
-    rate: float = 0.5,
+    rate: RateLike = 0.5,
     *,
     rng: RNGLike | SeedLike | None = None,
     shared_axes: SupportsIndex | Iterable[SupportsIndex] = (),

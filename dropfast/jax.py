@@ -24,6 +24,7 @@ from jax.interpreters import ad, batching, mlir
 from jax.sharding import PartitionSpec
 
 from dropfast import _backend, _checks
+from dropfast._checks import RateLike
 from dropfast._mask import Mask
 
 __all__ = ["apply", "dropout", "road"]
@@ -32,7 +33,7 @@ __all__ = ["apply", "dropout", "road"]
 def dropout(
     key: Any,
     x: Any,
-    rate: float,
+    rate: RateLike,
     *,
     shared_axes: SupportsIndex | Iterable[SupportsIndex] = (),
     noise_shape: Iterable[SupportsIndex | None] | None = None,

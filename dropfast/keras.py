@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dropfast import _checks
+from dropfast._checks import RateLike
 from dropfast._mask import Mask
 
 __all__ = ["Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"]
@@ -181,7 +182,7 @@ class Dropout(keras.Layer):
 
     def __init__(
         self,
-        rate: float,
+        rate: RateLike,
         noise_shape: Iterable[SupportsIndex | None] | None = None,
         seed: int | None = None,
         **kwargs: Any,
@@ -240,7 +241,7 @@ class _SpatialDropout(Dropout):
 
     _dimensions: int  # of space
 
-    def __init__(self, rate: float, data_format: str | None = None, seed: int | None = None, **kwargs: Any) -> None:
+    def __init__(self, rate: RateLike, data_format: str | None = None, seed: int | None = None, **kwargs: Any) -> None:
         data_format = data_format or keras.config.image_data_format()
         if data_format not in ("channels_first", "channels_last"):
             raise ValueError(f"data_format must be 'channels_first' or 'channels_last', got {data_format!r}")
@@ -269,7 +270,7 @@ class SpatialDropout1D(_SpatialDropout):
 
     _dimensions = 1
 
-    def __init__(self, rate: float, seed: int | None = None, **kwargs: Any) -> None:
+    def __init__(self, rate: RateLike, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(rate, "channels_last", seed, **kwargs)
 
     def get_config(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import tensorflow as tf
 from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
 from dropfast import _backend, _checks
-from dropfast._checks import Recipe
+from dropfast._checks import RateLike, Recipe
 from dropfast._mask import Mask
 
 __all__ = ["apply", "dropout"]
@@ -73,7 +73,7 @@ def apply(mask: Mask, x: Any) -> Any:
 
 
 @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator,unused-ignore]
-def dropout(x: Any, rate: float, noise_shape: Any = None, seed: Any = None) -> Any:
+def dropout(x: Any, rate: RateLike, noise_shape: Any = None, seed: Any = None) -> Any:
     """Drop elements of `x` at random, and scale the kept ones so that the mean stays: as `tf.nn.dropout`.
 
     Parameters

@@ -234,8 +234,7 @@ def test_rate_can_be_set(backend: str) -> None:
     layer = Dropout(0.1, rng=1)
     layer(X)
     before = layer.mask
-    new: Any = np.float32(0.75)
-    layer.rate = new
+    layer.rate = np.float32(0.75)
     assert type(layer.rate) is float
     assert layer.rate == 0.75
     assert repr(layer) == "Dropout(0.75)"
