@@ -68,6 +68,8 @@ def _check(input: Any, inplace: bool = False) -> None:
 
 
 def _threshold(p: float) -> int:
+    if isinstance(p, bool):
+        raise TypeError(f"dropout probability has to be a number, but got {p}")
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
     return _checks.threshold(p)
@@ -578,8 +580,9 @@ class Dropout(_Layer, torch.nn.Dropout):
         noise_shape: Iterable[SupportsIndex | None] | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
+        sharing = _checks.sharing_of_any_shape(shared_axes, noise_shape)  # before a key is drawn
         super().__init__(p, inplace, generator=generator)
-        self._shared_axes, self._noise_shape = _checks.sharing_of_any_shape(shared_axes, noise_shape)
+        self._shared_axes, self._noise_shape = sharing
 
     def extra_repr(self) -> str:
         """Return the arguments."""

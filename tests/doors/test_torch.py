@@ -820,6 +820,36 @@ def test_bad_p_has_torchs_words(p: float) -> None:
             call()
 
 
+@pytest.mark.parametrize("p", [True, False])
+def test_a_boolean_is_no_probability(p: bool) -> None:
+    """dropout(x, True), where training was meant, would zero all."""
+    for call in (lambda: dropfast.torch.dropout(torch.ones(3), p), lambda: dropfast.torch.Dropout(p)):
+        with pytest.raises(TypeError, match=exactly(f"dropout probability has to be a number, but got {p}")):
+            call()
+
+
+@pytest.mark.parametrize("bad", [False, np.True_, torch.tensor(True), (True,)], ids=repr)
+def test_a_boolean_is_no_axis(bad: Any) -> None:
+    message = exactly(f"shared_axes must be an integer or a sequence of integers, got {bad!r}")
+    for call in (lambda **to: dropfast.torch.dropout(torch.ones(3), **to), dropfast.torch.Dropout):
+        with pytest.raises(TypeError, match=message):
+            call(shared_axes=bad)
+    message = exactly(f"noise_shape must be a sequence of integers and None, got {(bad, None)}")
+    for call in (lambda **to: dropfast.torch.dropout(torch.ones(3, 2), **to), dropfast.torch.Dropout):
+        with pytest.raises(TypeError, match=message):
+            call(noise_shape=(bad, None))
+
+
+@pytest.mark.parametrize("noise", [(20, -1, 10), (20, 0, 10)], ids=str)
+def test_what_fits_no_tensor(noise: tuple[int, ...]) -> None:
+    before = torch.get_rng_state()
+    with pytest.raises(
+        ValueError, match=exactly(f"noise_shape of a layer must have entries in [1, 2**63) or None, got {noise}")
+    ):
+        dropfast.torch.Dropout(noise_shape=noise)
+    assert torch.equal(before, torch.get_rng_state())
+
+
 def test_bad_shapes() -> None:
     with pytest.raises(ValueError, match=exactly("input must have the mask's shape (2, 3), got (3, 2)")):
         dropfast.torch.apply(Mask((2, 3), key=1), torch.ones(3, 2))
