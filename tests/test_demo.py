@@ -29,5 +29,5 @@ def test_a_picture_that_could_not_be_saved_is_refused_at_once(tmp_path: Path) ->
 def test_info() -> None:
     done = run_module("dropfast", "info")
     assert done.returncode == 0, done.stderr
-    for words in ("version", "stream", "backend", "isa", "available", "openmp", "threads"):
+    for words in ("version", "stream", "backend", "isa", "why", "available", "openmp", "threads"):
         assert words in done.stdout
