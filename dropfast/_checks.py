@@ -15,6 +15,8 @@ from typing import Any, SupportsIndex, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from dropfast import _doors
+
 #: (shape of x, index strides, index of the first element, key, draw, threshold). Element (i, j, ...) of x has the index
 #: ``start + i * strides[0] + j * strides[1] + ...`` in the mask's whole shape; the stride is 0 on shared axes.
 Recipe: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], int, int, int, int]
@@ -241,7 +243,7 @@ def not_a_mask(value: Any) -> TypeError:
 
 def not_an_array(name: str, value: Any) -> TypeError:
     """Return the error for something that is not an array, or that would lose what makes it more than one."""
-    return TypeError(f"{name} must be a numpy.ndarray, got {type(value).__name__}")
+    return TypeError(f"{name} must be a numpy.ndarray, got {type(value).__name__}{_doors.hint(value)}")
 
 
 def _overlaps_itself(array: npt.NDArray[Any]) -> bool:

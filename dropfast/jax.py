@@ -10,6 +10,10 @@
 
 from __future__ import annotations
 
+from dropfast import _doors
+
+_doors.need("jax")
+
 import functools
 import warnings
 from collections.abc import Iterable
@@ -174,7 +178,7 @@ def road() -> str:
 
 def _array(x: Any) -> Any:
     if not isinstance(x, (jax.Array, np.ndarray)):
-        raise TypeError(f"x must be a jax.Array or a numpy.ndarray, got {type(x).__name__}")
+        raise TypeError(f"x must be a jax.Array or a numpy.ndarray, got {type(x).__name__}{_doors.hint(x)}")
     if not _checks.takes(x.dtype):
         raise _checks.wrong_dtype(x.dtype)
     if jax.dtypes.canonicalize_dtype(x.dtype) != x.dtype:
