@@ -62,6 +62,19 @@ def _import_native() -> Native | None:
     return module
 
 
+class _Refused:
+    """No backend: the environment asks for one that cannot be had."""
+
+    def __init__(self, error: ValueError) -> None:
+        self._error = error
+
+    def apply(self, x: object, out: object, recipe: Recipe) -> bool:
+        raise self._error
+
+    def packed(self, out: npt.NDArray[np.uint8], recipe: Recipe) -> None:
+        raise self._error
+
+
 class _Unasked:
     """The twin where nobody asked for it: the first call says that it runs, and why."""
 
@@ -95,6 +108,7 @@ class _Unasked:
 native = _import_native()
 active: Backend = native or _numpy
 why = ""  # it is the one in use, in words
+refused: ValueError | None = None  # what the command line has still to say of the environment
 
 
 def apply(x: Any, out: Any, recipe: Recipe) -> npt.NDArray[Any]:
@@ -174,5 +188,19 @@ def _respect_quota() -> None:
             native.limit_threads(quota)
 
 
-_use_environment()
+def _is_command_line() -> bool:
+    """Return whether this import is that of the command line, which has to read its words before it can complain.
+
+    Python calls the program '-m' while it looks for the module, which is the word before the program's own.
+    """
+    program = Path(sys.argv[0] if sys.argv else "")
+    return program.stem == "dropfast" or (program.name == "-m" and sys.orig_argv[-len(sys.argv)] == "dropfast")
+
+
+try:
+    _use_environment()
+except ValueError as error:
+    if not _is_command_line():
+        raise
+    active, why, refused = _Refused(error), str(error), error
 _respect_quota()
