@@ -95,7 +95,7 @@ class _Unasked:
             return
         active = _numpy
         depth, frame = 1, sys._getframe()  # of the first line that is not dropfast's
-        while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "dropfast":
+        while frame.f_back and str(frame.f_globals.get("__name__")).partition(".")[0] == "dropfast":
             depth, frame = depth + 1, frame.f_back
         warnings.warn(
             f"dropfast runs on NumPy, with the same bits but many times slower: {why}. "

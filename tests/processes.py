@@ -33,6 +33,21 @@ def run_file(path: Path, *args: str, env: Mapping[str, str] | None = None) -> su
     return _run(str(path), *args, env=env)
 
 
+def run_copy(package: Path, code: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run code with another copy of the package, where every warning is an error."""
+    # Only what is found by path: an editable installation puts a finder of its own before it.
+    first = f"""
+import sys, warnings
+warnings.simplefilter("error")  # without the suite's exception
+from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
+sys.meta_path[:] = [BuiltinImporter, FrozenImporter, PathFinder]
+sys.path.insert(0, {str(package.parent)!r})
+import dropfast
+assert dropfast.__file__.startswith({str(package)!r}), dropfast.__file__
+"""
+    return run_python(first + code, env=env)
+
+
 def interrupt_module(module: str, *args: str, after: str) -> subprocess.CompletedProcess[str]:
     """Run `python -m module args` until it has printed a line with these words, and then press Ctrl-C."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a SIGINT that is ignored would be in the child

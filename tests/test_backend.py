@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import run_module, run_python
+from processes import run_copy, run_module, run_python
 
 import dropfast
 from dropfast import _backend
@@ -81,29 +81,6 @@ def test_environment_that_cannot_be_obeyed(env: dict[str, str], message: str) ->
 
 
 # ---- a native module that is missing or broken ---------------------------------------------------
-
-
-@pytest.fixture
-def package(tmp_path: Path) -> Path:
-    """A copy of the package without its native module; the tests put another in its place."""
-    installed = Path(dropfast.__file__).parent
-    copy = tmp_path / "dropfast"
-    shutil.copytree(installed, copy, ignore=shutil.ignore_patterns("_native.*", "__pycache__"))
-    return copy
-
-
-def run_copy(package: Path, code: str, **env: str) -> Any:
-    # Only what is found by path: an editable installation puts a finder of its own before it.
-    first = f"""
-import sys, warnings
-warnings.simplefilter("error")  # without the suite's exception
-from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
-sys.meta_path[:] = [BuiltinImporter, FrozenImporter, PathFinder]
-sys.path.insert(0, {str(package.parent)!r})
-import dropfast
-assert dropfast.__file__.startswith({str(package)!r}), dropfast.__file__
-"""
-    return run_python(first + code, env=env)
 
 
 def test_missing_native_module_gives_way_to_the_twin(package: Path) -> None:

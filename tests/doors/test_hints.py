@@ -1,6 +1,7 @@
 """The promise that nobody stands before the wrong door for long: each opens by itself, and sends others on."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import dask.array as da
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import torch
-from processes import run_python
+from processes import run_copy, run_python
 
 import dropfast
 
@@ -98,3 +99,44 @@ assert {"Dropout" if door == "keras" else "dropout"!r} in dropfast.{door}.__all_
 """
     done = run_python(code)
     assert done.returncode == 0, done.stderr
+
+
+USES = {
+    "dask": """
+import dask.array as da
+def use(): return dropfast.dask.dropout(da.ones((8, 8), chunks=2)).compute(scheduler="threads")
+""",
+    "jax": """
+import jax
+def use(): return jax.jit(lambda x: dropfast.jax.dropout(jax.random.key(0), x, 0.5))(jax.numpy.ones(9))
+""",
+    "keras": """
+import keras
+def use(): return dropfast.keras.Dropout(0.5)(keras.ops.ones((2, 3)), training=True)
+""",
+    "tensorflow": """
+import tensorflow as tf
+def use(): return tf.function(lambda x: dropfast.tensorflow.dropout(x, 0.5), autograph=False)(tf.ones(9))
+""",
+    "torch": """
+import torch
+def use(): return dropfast.torch.Dropout(0.5)(torch.ones(9))
+""",
+}
+
+
+@pytest.mark.parametrize("door", USES)
+def test_the_twin_does_not_come_silently_through_a_door(package: Path, door: str) -> None:
+    code = f"""
+import warnings
+import numpy as np
+warnings.simplefilter("ignore")  # what the framework warns of is its own
+{USES[door]}
+with warnings.catch_warnings(record=True) as said:
+    warnings.filterwarnings("always", "dropfast runs on NumPy")
+    for _ in range(3):
+        np.asarray(use())  # waits for it
+print(len(said))
+"""
+    done = run_copy(package, code)
+    assert done.stdout.split() == ["1"], done.stderr
