@@ -48,11 +48,13 @@ assert dropfast.__file__.startswith({str(package)!r}), dropfast.__file__
     return run_python(first + code, env=env)
 
 
-def interrupt_module(module: str, *args: str, after: str) -> subprocess.CompletedProcess[str]:
+def interrupt_module(
+    module: str, *args: str, after: str, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run `python -m module args` until it has printed a line with these words, and then press Ctrl-C."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a SIGINT that is ignored would be in the child
     try:
-        pipe, settings = subprocess.PIPE, _settings(None)
+        pipe, settings = subprocess.PIPE, _settings(env)
         process = subprocess.Popen(
             [*PYTHON, "-m", module, *args], env=settings, stdout=pipe, stderr=pipe, text=True, start_new_session=True
         )
