@@ -27,6 +27,8 @@ from numpy.random import (
     default_rng,
 )
 
+from dropfast import _doors
+
 #: (shape of x, index strides, index of the first element, key, draw, threshold). Element (i, j, ...) of x has the index
 #: ``start + i * strides[0] + j * strides[1] + ...`` in the mask's whole shape; the stride is 0 on shared axes.
 Recipe: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], int, int, int, int]
@@ -348,7 +350,7 @@ def not_an_array(name: str, value: Any) -> TypeError:
             f"{name} must be a numpy.ndarray or numpy.memmap itself, got the subclass {got}; "
             f"numpy.asarray({name}) makes one, without what the subclass adds"
         )
-    return TypeError(f"{name} must be a numpy.ndarray, got {got}")
+    return TypeError(f"{name} must be a numpy.ndarray, got {got}{_doors.hint(value)}")
 
 
 def _overlaps_itself(array: npt.NDArray[Any]) -> bool:

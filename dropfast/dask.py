@@ -12,6 +12,10 @@ array([[0., 2., 0., 2., 0., 2.],
 
 from __future__ import annotations
 
+from dropfast import _doors
+
+_doors.need("dask")
+
 import math
 from collections.abc import Iterable
 from typing import Any, SupportsIndex
@@ -153,7 +157,7 @@ def _apply_window(block: Any, where: tuple[slice, ...], mask: Mask) -> npt.NDArr
 def _check(x: Any) -> None:
     """Raise what is wrong with an array for any mask; its metadata tells, nothing is computed."""
     if not isinstance(x, da.Array):
-        raise TypeError(f"x must be a dask.array.Array, got {type(x).__name__}")
+        raise TypeError(f"x must be a dask.array.Array, got {type(x).__name__}{_doors.hint(x)}")
     if type(x._meta) is not np.ndarray:
         raise TypeError(f"x must have chunks of numpy.ndarray itself, no subclass, got {type(x._meta).__name__}")
     if not _checks.takes(x.dtype):

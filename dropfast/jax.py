@@ -10,6 +10,10 @@
 
 from __future__ import annotations
 
+from dropfast import _doors
+
+_doors.need("jax")
+
 import functools
 import warnings
 from collections.abc import Iterable
@@ -176,7 +180,7 @@ def road() -> str:
 
 def _array(x: Any) -> Any:
     if not isinstance(x, (jax.Array, np.ndarray)):
-        raise TypeError(f"x must be a jax.Array or a numpy.ndarray, got {type(x).__name__}")
+        raise TypeError(f"x must be a jax.Array or a numpy.ndarray, got {type(x).__name__}{_doors.hint(x)}")
     if isinstance(x, np.ndarray) and not _checks.is_plain(x):
         raise _checks.not_an_array("x", x)
     if not _checks.takes(x.dtype):

@@ -7,6 +7,10 @@
 
 from __future__ import annotations
 
+from dropfast import _doors
+
+_doors.need("keras")
+
 import random
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, SupportsIndex

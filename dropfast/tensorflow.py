@@ -10,6 +10,10 @@ array([[2., 0., 2., 2., 0., 2.],
 
 from __future__ import annotations
 
+from dropfast import _doors
+
+_doors.need("tensorflow")
+
 import functools
 from collections.abc import Callable, Iterable
 from typing import Any

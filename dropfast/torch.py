@@ -14,6 +14,10 @@ True
 
 from __future__ import annotations
 
+from dropfast import _doors
+
+_doors.need("torch")
+
 import functools
 import inspect
 from abc import abstractmethod
@@ -53,7 +57,7 @@ _FLOATS = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64
 
 def _check(input: Any, inplace: bool = False) -> None:
     if not isinstance(input, Tensor):
-        raise TypeError(f"input must be a torch.Tensor, got {type(input).__name__}")
+        raise TypeError(f"input must be a torch.Tensor, got {type(input).__name__}{_doors.hint(input)}")
     if not input.is_cpu:
         raise ValueError(f"input must be on the CPU, got one on {input.device}")
     if input.dtype not in _FLOATS:

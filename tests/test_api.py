@@ -87,11 +87,12 @@ print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before} - s
 def test_show_config(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
     config = show_config(mode="dicts")
     name, _, isa = backend.partition(":")
-    assert list(config) == ["version", "stream", "backend", "isa", "available", "openmp", "threads"]
+    assert list(config) == ["version", "stream", "backend", "isa", "why", "available", "openmp", "threads"]
     assert config["version"] == dropfast.__version__
     assert config["stream"] == "v1"
     assert config["backend"] == name
     assert config["isa"] == (isa or None)
+    assert config["why"] == "asked for by a call"
     assert config["available"] == list(_backend.available())
     assert isinstance(config["openmp"], bool)
     assert config["threads"] >= 1
@@ -103,6 +104,7 @@ def test_show_config(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert printed["version"] == dropfast.__version__
     assert printed["backend"] == name
     assert printed["isa"] == (isa or "None")
+    assert printed["why"] == "asked for by a call"
     assert printed["available"] == ", ".join(_backend.available())
 
 
