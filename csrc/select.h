@@ -1,6 +1,7 @@
 // The select: elements times the scale where their bits are set, +0.0 elsewhere. It knows no generator.
 #pragma once
 
+#include "half.h"
 #include "simd.h"
 
 namespace dropfast {

@@ -72,6 +72,18 @@ Bytes run_contiguous(int dtype, int64_t n, double rate, uint64_t start) {
   return out;
 }
 
+// Fortran order: the elements of a column lie side by side.
+Bytes run_columns(int dtype, int64_t rows, int64_t columns, double rate, uint64_t start) {
+  const int64_t size = kSize[dtype], shape[2] = {rows, columns}, strides[2] = {columns, 1};
+  const int64_t bytes[2] = {size, rows * size};
+  Bytes x = input((size_t)(rows * columns * size)), out((size_t)(rows * columns * size), 0xa5);
+  swap_if_big_endian(x, 0, size);
+  const dropfast_mask mask = {1, dropfast::threshold(rate), start, 2, 2, shape, strides};
+  dropfast::apply(&mask, (dropfast_dtype)dtype, x.data(), bytes, out.data(), bytes);
+  swap_if_big_endian(out, 0, size);
+  return out;
+}
+
 uint64_t all_cases() {
   Bytes all;
   const auto add = [&](const Bytes& result) {
@@ -96,6 +108,10 @@ uint64_t all_cases() {
   add(run_contiguous(DROPFAST_FLOAT32, 140000, 0.3, (uint64_t{1} << 32) - 70000));
   add(run(DROPFAST_FLOAT32, 2, 140000, 1, 0.3, (uint64_t{1} << 32) - 70000, 0));  // more than a batch
   for (int dtype = 0; dtype < 4; ++dtype) add(run(dtype, 90, 100, 1, 0.3, 77, 0, 0));  // short rows without gaps
+  for (int dtype = 0; dtype < 4; ++dtype) {
+    add(run_columns(dtype, 130, 600, 0.5, 77));
+    add(run_columns(dtype, 1100, 70, 0.1, (uint64_t{1} << 39) - 70));
+  }
   return digest(all);
 }
 
