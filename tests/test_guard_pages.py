@@ -79,7 +79,7 @@ from test_guard_pages import ROOM, array_at, walled
 with walled() as room:
     x = array_at(room + ROOM - 400, (1, 101), np.dtype(np.float32), 404)
     print("reached", flush=True)
-    dropfast.Mask(x.shape, 0.5, key=1).apply(x)
+    dropfast.Mask(x.shape, 0, key=1).apply(x)  # AVX-512 does not look at what is dropped
     print("survived")
 """
     done = run_python(script, str(Path(__file__).parent))
