@@ -92,7 +92,7 @@ inline u16v scale_bf16(u16v h, float scale) {
   const u32v pairs = (u32v)h;
   const u32v even = (u32v)((f32v)(pairs << 16) * scale), odd = (u32v)((f32v)(pairs & 0xffff0000u) * scale);
   const u16v upper = join_halves(even >> 16, odd), lower = join_halves(even, odd << 16);
-  return upper + (average(lower, (upper & splat16(1)) + splat16(0x7ffe)) >> splat16(15));
+  return upper + (average(lower, (upper & splat16(1)) | splat16(0x7ffe)) >> splat16(15));
 }
 
 }  // namespace

@@ -63,7 +63,7 @@ FAULTS = {
     # of the values
     "nothing dropped": Fault("select.h", "scale), w, j);", "scale), ~uint64_t{0}, j);"),
     "bfloat16 cut instead of rounded": Fault("half.h", "return upper + (average", "return upper + 0 * (average"),
-    "bfloat16 ties away from even": Fault("half.h", "(upper & splat16(1)) + splat16(0x7ffe)", "splat16(0x7fff)"),
+    "bfloat16 ties away from even": Fault("half.h", "(upper & splat16(1)) | splat16(0x7ffe)", "splat16(0x7fff)"),
     "a subnormal half flushed": Fault(
         "half.h", "choose(above(magnitude, 0x3ff), normal, tiny)", "choose(above(magnitude, 0x3ff), normal, splat32(0))"
     ),
