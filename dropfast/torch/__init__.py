@@ -16,8 +16,20 @@ True
 from dropfast.torch.conversion import convert, revert
 from dropfast.torch.functions import apply, dropout
 from dropfast.torch.layers import Dropout, Dropout1d, Dropout2d, Dropout3d
+from dropfast.torch.override import disable, enable
 
-__all__ = ["Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "apply", "convert", "dropout", "revert"]
+__all__ = [
+    "Dropout",
+    "Dropout1d",
+    "Dropout2d",
+    "Dropout3d",
+    "apply",
+    "convert",
+    "disable",
+    "dropout",
+    "enable",
+    "revert",
+]
 
 for _name in __all__:  # which room a thing stands in is no promise
     globals()[_name].__module__ = __name__

@@ -63,7 +63,7 @@ def new_state(generator: torch.Generator | None = None, shape: tuple[int, ...] =
 @contextmanager
 def _saved_for_backward() -> Iterator[None]:
     """Forbid compilers to repeat for the backward pass what is traced now: another key would be another mask."""
-    if _private.is_nothing_saved():
+    if _private.memory_budget() == 0 and _private.is_compiling():
         raise RuntimeError(
             "dropout cannot be compiled with torch._functorch.config.activation_memory_budget = 0, where a backward "
             "pass has nothing but the inputs, and so would draw another mask: give it a little, as 0.01"
@@ -97,6 +97,14 @@ def dropout(
         with _saved_for_backward():
             state = operators.new_state(input)
     return operators.apply(input, state, strides_of(input.shape, shared_axes), threshold)  # type: ignore[no-any-return]
+
+
+def apply_at_this_level(function: type[torch.autograd.Function], *args: Any) -> Tensor:
+    """Call a Function as PyTorch's own operators call their formulas; other levels of torch.func follow by themselves.
+
+    `Function.apply` asks which levels there are, and so takes longer.
+    """
+    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc, no-any-return]
 
 
 # ---- what they do --------------------------------------------------------------------------------
@@ -145,11 +153,10 @@ def _apply_with_gradients(keys: Any, *args: Any) -> Tensor:
 
     with_gradients, with_tangents = torch.is_grad_enabled(), _private.is_fwd_grad_enabled()
     if _private.is_functorch_active():
-        # At this level alone, as the formulas of PyTorch's own operators: the others follow by what is called.
         with _private.single_level_functions():
-            return super(torch.autograd.Function, _Apply).apply(call, *args)  # type: ignore[misc, no-any-return]
+            return apply_at_this_level(_Apply, call, *args)
     if (with_gradients and args[0].requires_grad) or _private.is_forward_ad_on():
-        return _Apply.apply(call, *args)  # type: ignore[no-any-return]
+        return apply_at_this_level(_Apply, call, *args)
     return call(*args)
 
 

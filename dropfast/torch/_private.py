@@ -26,7 +26,9 @@ REASONS = {
     "_functorch.utils.enable_single_level_autograd_function": "for gradients of operators inside of torch.func",
     "_C._are_functorch_transforms_active": "because torch.vmap does not ask operators what randomness they have",
     "_functorch.config.activation_memory_budget": "because at 0 a backward pass would draw new keys",
-    "_guards.TracingContext": "to know that a compiler reads this budget",
+    "_guards.TracingContext": "to know that a compiler is at work, which reads this budget",
+    "library.Library._destroy": "to take kernels back from PyTorch's operators",
+    "ops.aten.dropout.default._dispatch_cache": "because Python keeps there which kernels it has found before",
     "utils._python_dispatch.is_traceable_wrapper_subclass": "to leave tensors made of tensors to PyTorch's own code",
     "Tensor._is_view": "to refuse in time to write into a view of a leaf",
     "Tensor._base": "to refuse in time to write into a view of a leaf",
@@ -52,6 +54,7 @@ is_fwd_grad_enabled = find("_C._is_fwd_grad_enabled")
 set_fwd_grad_enabled = find("autograd.forward_ad._set_fwd_grad_enabled")
 single_level_functions = find("_functorch.utils.enable_single_level_autograd_function")
 is_functorch_active = find("_C._are_functorch_transforms_active")
+tracing_context = find("_guards.TracingContext").try_get
 is_wrapper = find("utils._python_dispatch.is_traceable_wrapper_subclass")
 for _name in REASONS:
     find(_name)
@@ -71,8 +74,22 @@ def is_forward_ad_on() -> bool:
     return torch.autograd.forward_ad._current_level >= 0  # type: ignore[no-any-return]
 
 
-def is_nothing_saved() -> bool:
-    """Return whether a compiler is at work that will compute everything again for the backward pass."""
-    return (
-        torch._functorch.config.activation_memory_budget == 0 and find("_guards.TracingContext").try_get() is not None
-    )
+def is_compiling() -> bool:
+    """Return whether a compiler is at work, also where it runs what it has found in a program."""
+    return tracing_context() is not None
+
+
+def memory_budget() -> float:
+    """Return which part of what a backward pass needs a compiler may save for it."""
+    return torch._functorch.config.activation_memory_budget  # type: ignore[no-any-return]
+
+
+def destroy(library: torch.library.Library) -> None:
+    """Take back the kernels of a library."""
+    library._destroy()
+
+
+def forget_kernels(*operators: Any) -> None:
+    """Let Python look once more for the kernels of operators."""
+    for operator in operators:
+        operator._dispatch_cache.clear()

@@ -36,7 +36,7 @@ def convert(model: nn.Module) -> list[str]:
     -----
     Layers with p = 0 stay as they are. So does other dropout: AlphaDropout, subclasses of PyTorch's modules, and what
     is no module. Where it can be seen (``dropout=`` of `torch.nn.LSTM` and of attention), the logger "dropfast.torch"
-    has a warning that says which; a call of `torch.nn.functional.dropout` cannot.
+    has a warning that says which; a call of `torch.nn.functional.dropout` cannot. `enable` reaches them all.
 
     Examples
     --------
@@ -63,7 +63,7 @@ def convert(model: nn.Module) -> list[str]:
     for module in turned:
         module.__class__ = _OURS[type(module)]
     if left:
-        _log.warning("convert leaves %s as it is", ", ".join(left))
+        _log.warning("convert leaves %s as it is; dropfast.torch.enable() reaches every dropout", ", ".join(left))
     return names
 
 

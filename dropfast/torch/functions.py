@@ -152,7 +152,7 @@ def dropout(
     if torch.compiler.is_compiling() or not isinstance(input, Tensor) or not is_plain(input):
         return _dropout_of_any(input, p, inplace, shared_axes, noise_shape, generator)
     if inplace:
-        _check_leaf(input)
+        check_leaf(input)
     shape = tuple(input.shape)
     strides, _ = _checks.sharing(shape, shared_axes, noise_shape)
     key = int(new_key(generator)) & ALL_64
@@ -170,8 +170,8 @@ def _check_tensor(input: Any) -> None:
         raise TypeError(f"input must be a torch.Tensor, got {type(input).__name__}")
 
 
-def _check_leaf(input: Tensor) -> None:
-    """Say what PyTorch says, which finds out only after a Function has written into its input."""
+def check_leaf(input: Tensor) -> None:
+    """Refuse to write into a leaf, in PyTorch's words; it finds out only after a Function has written."""
     if input.requires_grad and torch.is_grad_enabled():
         if input.is_leaf:
             raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
