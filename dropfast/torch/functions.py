@@ -227,7 +227,12 @@ def is_ours(input: Tensor) -> bool:
         return False
     if input.dtype not in FLOATS:
         raise _wrong_dtype(input)
-    return True
+    return not _is_for_onnx()
+
+
+def _is_for_onnx() -> bool:
+    """Return whether this will run where there is no dropfast, and ONNX has a dropout of its own."""
+    return (torch.compiler.is_exporting() or torch.jit.is_tracing()) and torch.onnx.is_in_onnx_export()  # type: ignore[no-any-return]
 
 
 def _wrong_dtype(input: Tensor) -> TypeError:
@@ -251,6 +256,8 @@ def _dropout_of_torch(
         return functional.dropout(input, p, True, inplace)
     if not _is_dense(input):
         raise ValueError(f"axes can be shared only in dense tensors, got a {what}")
+    if _is_for_onnx():  # whose optimizer takes the dropout of ones for a constant
+        raise ValueError("axes cannot be shared in what is exported to ONNX for training")
     axes = _axes_of(input.shape, shared_axes, noise_shape)
     ones = input.new_ones([1 if axis in axes else n for axis, n in enumerate(input.shape)])
     noise = functional.dropout(ones, p)
