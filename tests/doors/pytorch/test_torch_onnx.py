@@ -60,9 +60,7 @@ def test_onnx(module: str, training: bool, exporter: str) -> None:
 def test_shared_axes_are_refused_in_training_alone(exporter: str) -> None:
     layer = dropfast.torch.Dropout(shared_axes=0)
     # The newer one tries it another way then, and fails at dropfast's operators.
-    words = (
-        "axes cannot be shared in what is exported to ONNX" if exporter == "script" else "Failed to convert the expo"
-    )
+    words = "axes cannot be shared in what is exported to ONNX" if exporter == "script" else "Failed to convert the"
     with pytest.raises(Exception, match=words):
         export(layer, True, exporter)
     export(nn.Sequential(layer, nn.Tanh()).eval(), False, exporter)
