@@ -13,7 +13,7 @@ from torch import Tensor
 from dropfast import _backend
 from dropfast._checks import Recipe
 from dropfast.torch import _private
-from dropfast.torch._operators import apply_at_this_level, array_of, operators, state_of
+from dropfast.torch._operators import array_of, operators, state_of
 
 FLOATS = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 
@@ -58,7 +58,7 @@ def _write(input: Tensor, recipe: Recipe, inplace: bool) -> Tensor:
 def by_plain_recipe(input: Tensor, recipe: Recipe, inplace: bool = False) -> Tensor:
     """Apply a recipe to a plain tensor."""
     if (input.requires_grad and torch.is_grad_enabled()) or _private.is_forward_ad_on():
-        return apply_at_this_level(_Apply, input, recipe, inplace)
+        return _Apply.apply(input, recipe, inplace)  # type: ignore[no-any-return]
     if inplace and not input.is_inference():
         torch.autograd.graph.increment_version(input)
     return _write(input, recipe, inplace)

@@ -99,14 +99,6 @@ def dropout(
     return operators.apply(input, state, strides_of(input.shape, shared_axes), threshold)  # type: ignore[no-any-return]
 
 
-def apply_at_this_level(function: type[torch.autograd.Function], *args: Any) -> Tensor:
-    """Call a Function as PyTorch's own operators call their formulas; other levels of torch.func follow by themselves.
-
-    `Function.apply` asks which levels there are, and so takes longer.
-    """
-    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc, no-any-return]
-
-
 # ---- what they do --------------------------------------------------------------------------------
 
 
@@ -121,8 +113,8 @@ def _apply_on_cpu(input: Tensor, state: Tensor, strides: Sequence[int], threshol
     return output
 
 
-class _Apply(torch.autograd.Function):
-    """The gradients: all of them are the same mask once more."""
+class _Gradients:
+    """All of them are the same mask once more."""
 
     @staticmethod
     def forward(ctx: Any, call: Any, *args: Any) -> Tensor:
@@ -140,6 +132,14 @@ class _Apply(torch.autograd.Function):
         return operators.apply(tangent, *ctx.saved_tensors, *ctx.rest)  # type: ignore[no-any-return]
 
 
+class _Apply(_Gradients, torch.autograd.Function):
+    pass
+
+
+class _ApplyAtOneLevel(_Gradients, _private.SingleLevelFunction):  # type: ignore[misc]
+    """For one transform of torch.func, as the formulas of PyTorch's own operators: the others follow by themselves."""
+
+
 def _apply_with_gradients(keys: Any, *args: Any) -> Tensor:
     def call(*args: Any) -> Tensor:
         with (
@@ -154,9 +154,9 @@ def _apply_with_gradients(keys: Any, *args: Any) -> Tensor:
     with_gradients, with_tangents = torch.is_grad_enabled(), _private.is_fwd_grad_enabled()
     if _private.is_functorch_active():
         with _private.single_level_functions():
-            return apply_at_this_level(_Apply, call, *args)
+            return _ApplyAtOneLevel.apply(call, *args)  # type: ignore[no-any-return]
     if (with_gradients and args[0].requires_grad) or _private.is_forward_ad_on():
-        return apply_at_this_level(_Apply, call, *args)
+        return _Apply.apply(call, *args)  # type: ignore[no-any-return]
     return call(*args)
 
 

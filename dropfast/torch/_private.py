@@ -23,6 +23,7 @@ REASONS = {
     "_C._is_fwd_grad_enabled": "because a Function turns this off for what it calls",
     "autograd.forward_ad._set_fwd_grad_enabled": "because a Function turns this off for what it calls",
     "autograd.forward_ad._current_level": "to know that tensors may have tangents",
+    "autograd.function._SingleLevelFunction": "for gradients of operators inside of torch.func",
     "_functorch.utils.enable_single_level_autograd_function": "for gradients of operators inside of torch.func",
     "_C._are_functorch_transforms_active": "because torch.vmap does not ask operators what randomness they have",
     "_functorch.config.activation_memory_budget": "because at 0 a backward pass would draw new keys",
@@ -52,6 +53,7 @@ BelowAutograd = find("_C._AutoDispatchBelowAutograd")
 keys_after_autograd = find("_C._after_autograd_keyset")
 is_fwd_grad_enabled = find("_C._is_fwd_grad_enabled")
 set_fwd_grad_enabled = find("autograd.forward_ad._set_fwd_grad_enabled")
+SingleLevelFunction = find("autograd.function._SingleLevelFunction")
 single_level_functions = find("_functorch.utils.enable_single_level_autograd_function")
 is_functorch_active = find("_C._are_functorch_transforms_active")
 tracing_context = find("_guards.TracingContext").try_get

@@ -13,8 +13,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from dropfast import _checks
 from dropfast._mask import Mask
-from dropfast.torch import _operators as operators_of
-from dropfast.torch import _private
+from dropfast.torch import _operators, _private
 from dropfast.torch._eager import FLOATS, by_plain_recipe, by_recipe, is_plain
 from dropfast.torch._operators import ALL_64, new_key, operators
 
@@ -215,7 +214,7 @@ def _dropout_of_any(
     if generator is not None and (graph or torch.jit.is_tracing()):
         raise ValueError("generator cannot be given in code that is compiled, exported or traced by torch.jit")
     if not graph and (generator is not None or _private.is_functorch_active()):
-        output = operators_of.dropout(input, threshold, axes, generator)
+        output = _operators.dropout(input, threshold, axes, generator)
     else:
         output = operators.dropout(input, threshold, axes)
     return input.copy_(output) if inplace else output  # type: ignore[no-any-return]

@@ -71,13 +71,14 @@ def enable() -> AbstractContextManager[object]:
     with _lock:
         was_enabled = _kernels is not None
         if not was_enabled:
-            _kernels = library.Library("aten", "IMPL")
+            kernels = library.Library("aten", "IMPL")  # which takes all back if one cannot be had
             with warnings.catch_warnings():  # PyTorch says that some have a kernel already, which is the point
                 warnings.simplefilter("ignore")
                 for key in ("AutogradCPU", "CPU", "FuncTorchDynamicLayerFrontMode"):
-                    _kernels.impl("dropout", _dropout, key)
-                    _kernels.impl("dropout_", _dropout_, key)
-                _kernels.impl("native_dropout", _native_dropout, "CPU")
+                    kernels.impl("dropout", _dropout, key)
+                    kernels.impl("dropout_", _dropout_, key)
+                kernels.impl("native_dropout", _native_dropout, "CPU")
+            _kernels = kernels
             _let_compilers_know()
     return _Enabled(was_enabled)
 

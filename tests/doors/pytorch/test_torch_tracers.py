@@ -7,6 +7,7 @@ import pytest
 import torch
 from tensors import IGNORE_THEIR_WARNINGS
 from torch import fx, nn
+from torch.distributed.pipelining import SplitPoint, pipeline
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import dropfast.torch
@@ -177,3 +178,11 @@ def test_generators_are_traced_by_make_fx_alone() -> None:
     for trace in traces.values():
         with pytest.raises(Exception, match="generator cannot be given in code that is compiled, exported or traced"):
             trace()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_pipelining(module: str) -> None:
+    model = Network(MODULES[module]())
+    pipe = pipeline(model, mb_args=(X,), split_spec={"last": SplitPoint.BEGINNING})
+    assert pipe.num_stages == 2
+    assert_drops_anew(lambda x: pipe.get_stage_module(1)(pipe.get_stage_module(0)(x)))
