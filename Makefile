@@ -63,8 +63,9 @@ lint: $(VENV)/.group-lint $(VENV)/.group-test  ## style, types, spelling and met
 	$(bin)/ruff format --check
 	$(say) "clang-format"
 	$(bin)/clang-format --dry-run -Werror $(wildcard csrc/*.cpp csrc/*.h)
-	$(say) "mypy"
+	$(say) "mypy, pyright"
 	$(bin)/mypy
+	$(bin)/pyright --warnings --pythonpath $(bin)/python
 	$(say) "codespell"
 	$(bin)/codespell
 	$(say) "validate-pyproject, sp-repo-review, zizmor"

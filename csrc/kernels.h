@@ -14,10 +14,14 @@ static_assert(FLT_EVAL_METHOD == 0 || FLT_EVAL_METHOD == 1, "doubles must be com
 constexpr int kBlockBits = 128;    // stream v1: a Philox call gives one plane of 128 elements
 constexpr int kBatchBlocks = 512;  // drawn at a time: 65,536 bits, whose 8 KiB and those still undecided fit L1
 constexpr int kBatchBits = kBatchBlocks * kBlockBits;
-constexpr int kDrawGroup = 32;  // draw() reads and writes whole groups: arrays are padded to a multiple of this
+constexpr int kSquares = 8;     // side by side, for transpose()
+constexpr int kDrawGroup = 16;  // draw() reads and writes whole groups: arrays are padded to a multiple of this
 
 typedef void (*Select)(const void* x, void* out, int64_t n, const uint64_t* keep, int64_t first, double scale,
                        bool streaming);
+
+typedef void (*Drop)(uint64_t key, uint32_t draw, uint64_t threshold, uint64_t index, const void* x, void* out,
+                     int64_t n, double scale, bool streaming);
 
 struct Kernels {
   // keep[2b], keep[2b + 1] = the 128 keep bits of blocks[b], for b < n <= kBatchBlocks, of the mask of key and draw
@@ -28,6 +32,13 @@ struct Kernels {
   // out[i] = x[i] * scale where bit `first + i` of keep is set, else +0.0; by dropfast_dtype. keep has one word
   // behind its last bit. `streaming` stores past the caches.
   Select select[4];
+
+  // The dropout of n elements side by side, whose bits are those of the mask's elements from `index` on.
+  Drop drop[4];
+
+  // Each of the squares of 64 x 64 bits that lie side by side in 64 rows of kSquares words: bit c of row r becomes bit
+  // r of row c.
+  void (*transpose)(uint64_t* rows);
 
   // Makes streaming stores visible to other threads.
   void (*fence)();

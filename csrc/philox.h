@@ -18,6 +18,12 @@ namespace {
 
 constexpr int kRounds = 10;
 
+// What goes on between the rounds of a plane: each is a chain of multiplies that leaves the loads and stores idle.
+constexpr int kPauses = 8;  // of a plane; the n-th calls meanwhile(n)
+struct Nothing {
+  void operator()(int) const {}
+};
+
 // The part of rounds 1 to 3 that is the same for every plane of a block.
 struct Blocks {
   u64v word2_round1, word2_round2, word0_round3, word1_round3;
@@ -53,8 +59,9 @@ class Philox {
 
   // Plane k: words 1:0 of each block's 128 bits in low, words 3:2 in high. Several vectors of blocks go side by side,
   // for the multiplies of one chain hide the latency of the others.
-  template <int N>
-  inline __attribute__((always_inline)) void plane(const Blocks (&b)[N], int k, u64v (&low)[N], u64v (&high)[N]) const {
+  template <int N, class Meanwhile = Nothing>
+  inline __attribute__((always_inline)) void plane(const Blocks (&b)[N], int k, u64v (&low)[N], u64v (&high)[N],
+                                                   Meanwhile&& meanwhile = Nothing()) const {
     u64v w0[N], w1[N], w2[N], w3[N];
     for (int n = 0; n < N; ++n) {
       const u64v round2 = multiply1(b[n].word2_round1 ^ splat64((uint32_t)k));
@@ -64,6 +71,7 @@ class Philox {
       w2[n] = (round3 >> 32) ^ b[n].word2_round2;
       w3[n] = round3;
     }
+    meanwhile(0);
 #pragma GCC unroll 10
     for (int r = 3; r < kRounds - 1; ++r) {
       for (int n = 0; n < N; ++n) {
@@ -73,12 +81,14 @@ class Philox {
         w2[n] = (product0 >> 32) ^ w3[n] ^ key1_[r];
         w3[n] = product0;
       }
+      meanwhile(r - 2);
     }
     for (int n = 0; n < N; ++n) {  // the last round: both halves of a lane count from here on
       const u64v product0 = multiply0(w0[n]), product1 = multiply1(w2[n]);
       low[n] = swap_halves(product1) ^ (w1[n] & 0xffffffffu) ^ key0_[kRounds - 1];
       high[n] = swap_halves(product0) ^ (w3[n] & 0xffffffffu) ^ key1_[kRounds - 1];
     }
+    meanwhile(kPauses - 1);
   }
 
  private:

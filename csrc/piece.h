@@ -9,6 +9,7 @@
 #include <array>
 #include <type_traits>
 
+#include "bits.h"
 #include "dropfast.h"
 #include "kernels.h"
 
@@ -33,25 +34,6 @@ void for_each(const Axis* axes, int n, const char* x, char* out, uint64_t index,
     x += axes->x;
     out += axes->out;
     index += (uint64_t)axes->mask;
-  }
-}
-
-// ---- bits
-
-inline uint64_t low_bits(int64_t n) { return n < 64 ? (uint64_t{1} << n) - 1 : ~uint64_t{0}; }
-
-inline bool bit_at(const uint64_t* bits, int64_t i) { return bits[i >> 6] >> (i & 63) & 1; }
-
-// Puts the n bits of `from` that begin at bit `first` to bit `at` of `to`, which is 0 from there on. `from` has one
-// word behind its last bit.
-inline void append_bits(uint64_t* to, int64_t at, const uint64_t* from, int64_t first, int64_t n) {
-  while (n > 0) {
-    const int64_t count = std::min(n, 64 - (at & 63)), shift = first & 63;
-    const uint64_t* word = from + (first >> 6);
-    to[at >> 6] |= ((word[0] >> shift | word[1] << 1 << (63 - shift)) & low_bits(count)) << (at & 63);
-    at += count;
-    first += count;
-    n -= count;
   }
 }
 
@@ -124,9 +106,18 @@ class Batch {
 
 // ---- a piece
 
-constexpr int64_t kPatternBits = 4096;  // bits of short runs, put together so that select gets a long one
-constexpr int64_t kStridedItems = 32;   // elements that are not side by side, brought together at a time
-constexpr int64_t kLongRepeat = 64;     // from here on a bit's own elements are a run that is long enough
+constexpr int64_t kLongRun = 4096;   // from here on a run is drawn and selected in one
+constexpr int64_t kLongRepeat = 64;  // from here on a bit's own elements are a run that is long enough
+
+// Bits of short runs are put together, so that select gets a long one: at least as many as are worth it for one use.
+constexpr int64_t kPatternBits = 16384, kShortPatternBits = 2048;
+
+// Elements that are not side by side are brought together, so many at a time: fewer where they are far apart, and only
+// the next run makes use of the rest of their cache lines.
+constexpr int64_t kNearItems = 512, kFarItems = 32, kFarBytes = 256;
+
+// Rows whose bits are transposed together: 64 KiB of bits, of which each row has whole cache lines.
+constexpr int64_t kTileRows = 1024, kTileBits = 64 * kSquares;
 
 inline const auto kOnes = [] {
   std::array<uint64_t, kPatternBits / 64 + 1> words;
@@ -139,6 +130,7 @@ inline const auto kOnes = [] {
 //   shared   the same run of bits again
 //   run      one bit after the other
 //   repeat   one bit for so many contiguous elements (1 but for spatial dropout)
+//   across   the mask moves on, and the elements are contiguous, while those of a run are not: Fortran order
 class Piece {
  public:
   Piece(const Kernels& kernels, const dropfast_mask& mask, dropfast_dtype dtype, const Axis* axes, int n,
@@ -146,27 +138,51 @@ class Piece {
       : kernels_(kernels),
         mask_(mask),
         select_(kernels.select[dtype]),
+        drop_(kernels.drop[dtype]),
         size_(kItemSize[dtype]),
         scale_(mask.threshold >> 32 ? 0 : 0x1p32 / (double)((uint64_t{1} << 32) - mask.threshold)),
         streaming_(streaming) {
-    if (n > 0 && axes[n - 1].mask == 0 && axes[n - 1].x == size_ && axes[n - 1].out == size_) {
-      repeat_ = axes[--n].length;
-    }
-    run_ = {1, repeat_ * size_, repeat_ * size_, 1};
-    int run = n - 1;
-    while (run >= 0 && axes[run].mask == 0) --run;
-    if (run >= 0 && axes[run].mask == 1) {
-      run_ = axes[run];
-    } else {
-      run = -1;
-    }
+    int run = -1, repeat = -1;
     for (int d = 0; d < n; ++d) {
-      if (d != run) (axes[d].mask ? outer_[outer_n_++] : shared_[shared_n_++]) = axes[d];
+      if (axes[d].mask == 1) run = d;
+      if (axes[d].mask == 0 && side_by_side(axes[d])) repeat = d;
     }
+    if (repeat >= 0) repeat_ = axes[repeat].length;
+    run_ = run >= 0 ? axes[run] : Axis{1, repeat_ * size_, repeat_ * size_, 1};
     contiguous_ = run_.x == repeat_ * size_ && run_.out == repeat_ * size_;
+    for (int d = 0; d < n; ++d) {
+      if (d == run || d == repeat) continue;
+      if (axes[d].mask == 0) {
+        shared_[shared_n_++] = axes[d];
+      } else if (side_by_side(axes[d]) && !contiguous_) {
+        across_ = axes[d];
+      } else {
+        outer_[outer_n_++] = axes[d];
+      }
+    }
   }
 
   void apply(const char* x, char* out, uint64_t start) const {
+    if (contiguous_ && repeat_ == 1 && shared_n_ == 0 && run_.length >= kLongRun) {
+      for_each(outer_, outer_n_, x, out, start, [&](const char* x, char* out, uint64_t index) {
+        drop_(mask_.key, mask_.draw, mask_.threshold, index, x, out, run_.length, scale_, streaming_);
+      });
+      if (streaming_) kernels_.fence();
+      return;
+    }
+    if (across_.length > 1) {
+      for_each(outer_, outer_n_, x, out, start, [&](const char* x, char* out, uint64_t index) {
+        for (int64_t bit = 0; bit < run_.length; bit += kTileBits) {
+          for (int64_t row = 0; row < across_.length; row += kTileRows) {
+            apply_tile(x + bit * run_.x + row * size_, out + bit * run_.out + row * size_,
+                       index + (uint64_t)bit + (uint64_t)row * (uint64_t)across_.mask,
+                       std::min(kTileRows, across_.length - row), std::min(kTileBits, run_.length - bit));
+          }
+        }
+      });
+      if (streaming_) kernels_.fence();
+      return;
+    }
     const auto use = [this](const char* x, char* out, const uint64_t* keep, int64_t first, int64_t n) {
       if (!contiguous_) {
         use_strided(x, out, keep, first, n);
@@ -178,7 +194,7 @@ class Piece {
         use_contiguous(x, out, keep, first, n);
       }
     };
-    Batch<decltype(use)> batch(kernels_, mask_, run_, contiguous_ ? kBatchBits : kStridedItems, use);
+    Batch<decltype(use)> batch(kernels_, mask_, run_, contiguous_ ? kBatchBits : at_once(), use);
     for_each(outer_, outer_n_, x, out, start,
              [&](const char* x, char* out, uint64_t index) { batch.add(x, out, index); });
     batch.flush();
@@ -186,6 +202,51 @@ class Piece {
   }
 
  private:
+  bool side_by_side(const Axis& axis) const { return axis.x == size_ && axis.out == size_; }
+
+  int64_t at_once() const {
+    return std::max(std::abs(run_.x), std::abs(run_.out)) < kFarBytes ? kNearItems : kFarItems;
+  }
+
+  // The run's bits of so many rows are drawn; what lies side by side are the rows, and so the bits are transposed.
+  void apply_tile(const char* x, char* out, uint64_t index, int64_t rows, int64_t bits) const {
+    constexpr int64_t kSquareWords = 64 * kSquares;
+    uint64_t drawn[kTileRows * kSquares];
+    const int64_t squares = (rows + 63) / 64;
+    std::fill(drawn, drawn + squares * kSquareWords, 0);
+    uint64_t* row = drawn;
+    int64_t at = 0;
+    const auto keep_bits = [&](const char*, char*, const uint64_t* keep, int64_t first, int64_t n) {
+      append_bits(row, at, keep, first, n);
+      at += n;
+      if (at == bits) {
+        row += kSquares;
+        at = 0;
+      }
+    };
+    const Axis run = {bits, 0, 0, 1};
+    Batch<decltype(keep_bits)> batch(kernels_, mask_, run, kBatchBits, keep_bits);
+    for (int64_t r = 0; r < rows; ++r) batch.add(nullptr, nullptr, index + (uint64_t)r * (uint64_t)across_.mask);
+    batch.flush();
+
+    constexpr int64_t kColumns = 16;  // of each square at a time, for those of all squares lie in one cache line
+    for (int64_t s = 0; s < squares; ++s) kernels_.transpose(drawn + s * kSquareWords);
+    for (int64_t c = 0; c < std::min<int64_t>(64, bits); c += kColumns) {
+      uint64_t columns[kSquares][kColumns][kTileRows / 64 + 1];  // with a word behind the last bit
+      for (int64_t s = 0; s < squares; ++s) {
+        for (int j = 0; j < kColumns; ++j) {
+          for (int i = 0; i < kSquares; ++i) columns[i][j][s] = drawn[s * kSquareWords + (c + j) * kSquares + i];
+        }
+      }
+      for (int64_t first = c; first < bits; first += 64) {
+        for (int64_t bit = first; bit < std::min(first + kColumns, bits); ++bit) {
+          for_each_shared(shared_n_, x + bit * run_.x, out + bit * run_.out,
+                          [&](const char* x, char* out) { select(x, out, rows, columns[bit / 64][bit - first], 0); });
+        }
+      }
+    }
+  }
+
   template <class Visit>
   void for_each_shared(int n, const char* x, char* out, const Visit& visit) const {
     for_each(shared_, n, x, out, 0, [&](const char* x, char* out, uint64_t) { visit(x, out); });
@@ -197,10 +258,11 @@ class Piece {
 
   void use_contiguous(const char* x, char* out, const uint64_t* keep, int64_t first, int64_t n) const {
     // Short rows that lie behind each other are fewer, longer rows of the same bits over and over.
-    if (shared_n_ > 0 && n == run_.length && n < kPatternBits / 2) {
+    if (shared_n_ > 0 && n == run_.length) {
       const Axis& rows = shared_[shared_n_ - 1];
-      if (rows.x == n * size_ && rows.out == n * size_) {
-        const int64_t tiles = std::min(rows.length, kPatternBits / n);
+      const int64_t length = std::clamp(rows.length * n / 8, kShortPatternBits, kPatternBits);
+      const int64_t tiles = std::min(rows.length, length / n);
+      if (tiles > 1 && rows.x == n * size_ && rows.out == n * size_) {
         uint64_t pattern[kPatternBits / 64 + 1] = {};
         for (int64_t t = 0; t < tiles; ++t) append_bits(pattern, t * n, keep, first, n);
         return for_each_shared(shared_n_ - 1, x, out, [&](const char* x, char* out) {
@@ -245,14 +307,22 @@ class Piece {
     }
   }
 
-  // n <= kStridedItems
+  // n <= at_once()
   void use_strided(const char* x, char* out, const uint64_t* keep, int64_t first, int64_t n) const {
     if (repeat_ > 1) return use_long_repeats(x, out, keep, first, n);
     for_each_shared(shared_n_, x, out, [&](const char* x, char* out) {
-      char buffer[kStridedItems * 8];
-      copy_items(buffer, size_, x, run_.x, n);
-      select_(buffer, buffer, n, keep, first, scale_, false);
-      copy_items(out, run_.out, buffer, size_, n);
+      char buffer[kNearItems * 8];
+      if (run_.out == size_) {
+        copy_items(out, size_, x, run_.x, n);
+        select_(out, out, n, keep, first, scale_, false);
+      } else {
+        if (run_.x != size_) {
+          copy_items(buffer, size_, x, run_.x, n);
+          x = buffer;
+        }
+        select_(x, buffer, n, keep, first, scale_, false);
+        copy_items(out, run_.out, buffer, size_, n);
+      }
     });
   }
 
@@ -268,11 +338,12 @@ class Piece {
   const Kernels& kernels_;
   const dropfast_mask& mask_;
   const Select select_;
+  const Drop drop_;
   const int64_t size_;
   const double scale_;
   const bool streaming_;
   int64_t repeat_ = 1;
-  Axis run_;
+  Axis run_, across_ = {1, 0, 0, 0};
   bool contiguous_;
   int outer_n_ = 0, shared_n_ = 0;
   Axis outer_[DROPFAST_MAX_NDIM], shared_[DROPFAST_MAX_NDIM];

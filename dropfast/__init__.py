@@ -9,8 +9,32 @@
 >>> y, dx = mask.apply(x), mask.apply(np.ones_like(x))
 """
 
+import importlib
+import sys
+from typing import TYPE_CHECKING
+
+from dropfast import _doors
 from dropfast._api import Dropout, dropout
 from dropfast._config import __version__, show_config
 from dropfast._mask import Mask
 
 __all__ = ["Dropout", "Mask", "__version__", "dropout", "show_config"]
+
+if TYPE_CHECKING:  # the doors, which are really imported when they are first used
+    from dropfast import dask as dask
+    from dropfast import jax as jax
+    from dropfast import keras as keras
+    from dropfast import tensorflow as tensorflow
+    from dropfast import torch as torch
+else:
+
+    def __getattr__(name):
+        if name not in _doors.FRAMEWORKS:
+            raise AttributeError(f"module 'dropfast' has no attribute {name!r}", name=name, obj=sys.modules[__name__])
+        fault = _doors.fault(name)
+        if fault:  # no ImportError, so that hasattr and help(dropfast) work without the frameworks
+            raise AttributeError(str(fault))
+        return importlib.import_module(f"dropfast.{name}")
+
+    def __dir__():
+        return [*__all__, *_doors.FRAMEWORKS]

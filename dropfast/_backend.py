@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
+import warnings
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -58,8 +62,53 @@ def _import_native() -> Native | None:
     return module
 
 
+class _Refused:
+    """No backend: the environment asks for one that cannot be had."""
+
+    def __init__(self, error: ValueError) -> None:
+        self._error = error
+
+    def apply(self, x: object, out: object, recipe: Recipe) -> bool:
+        raise self._error
+
+    def packed(self, out: npt.NDArray[np.uint8], recipe: Recipe) -> None:
+        raise self._error
+
+
+class _Unasked:
+    """The twin where nobody asked for it: the first call says that it runs, and why."""
+
+    def __init__(self) -> None:
+        self._first = threading.Lock()  # which the first call takes, and keeps
+
+    def apply(self, x: object, out: object, recipe: Recipe) -> bool:
+        self._warn()
+        return _numpy.apply(x, out, recipe)
+
+    def packed(self, out: npt.NDArray[np.uint8], recipe: Recipe) -> None:
+        self._warn()
+        _numpy.packed(out, recipe)
+
+    def _warn(self) -> None:
+        global active
+        if not self._first.acquire(blocking=False):
+            return
+        active = _numpy
+        depth, frame = 1, sys._getframe()  # of the first line that is not dropfast's
+        while frame.f_back and str(frame.f_globals.get("__name__")).partition(".")[0] == "dropfast":
+            depth, frame = depth + 1, frame.f_back
+        warnings.warn(
+            f"dropfast runs on NumPy, with the same bits but many times slower: {why}. "
+            "DROPFAST_BACKEND=numpy ends this warning.",
+            RuntimeWarning,
+            stacklevel=depth,
+        )
+
+
 native = _import_native()
 active: Backend = native or _numpy
+why = ""  # it is the one in use, in words
+refused: ValueError | None = None  # what the command line has still to say of the environment
 
 
 def apply(x: Any, out: Any, recipe: Recipe) -> npt.NDArray[Any]:
@@ -86,10 +135,10 @@ def current() -> str:
 
 def use(name: str) -> None:
     """Switch to a backend of `available()`, for the whole process. For tests and benchmarks."""
-    global active
+    global active, why
     if name not in available():
         raise ValueError(f"backend must be one of {', '.join(available())}, got {name!r}")
-    active = _numpy
+    active, why = _numpy, "asked for by a call"
     if native and name != "numpy":
         native.use_isa(name.removeprefix("native:"))
         active = native
@@ -97,6 +146,7 @@ def use(name: str) -> None:
 
 def _use_environment() -> None:
     """Obey DROPFAST_BACKEND and DROPFAST_ISA; what they ask for and cannot have is an error."""
+    global active, why
     backends = ("native", "numpy") if native else ("numpy",)
     backend = os.environ.get("DROPFAST_BACKEND") or backends[0]
     if backend not in backends:
@@ -107,6 +157,27 @@ def _use_environment() -> None:
         allowed = f"one of {', '.join(isas)} here" if isas else "unset with the numpy backend"
         raise ValueError(f"DROPFAST_ISA must be {allowed}, got {isa!r}")
     use(f"native:{isa}" if isas else "numpy")
+    asked_by = [name for name in ("DROPFAST_BACKEND", "DROPFAST_ISA") if os.environ.get(name)]
+    if asked_by:
+        why = f"asked for by {' and '.join(asked_by)}"
+    elif native:
+        why = "the best of this machine"
+    else:
+        active, why = _Unasked(), _why_nothing_is_compiled()
+
+
+def _why_nothing_is_compiled() -> str:
+    """Return why there is no compiled backend, and what to do."""
+    tree = Path(__file__).parents[1]
+    if (tree / "csrc" / "module.cpp").exists():
+        return (
+            f"dropfast was found in the source tree {tree}, where nothing is compiled; "
+            "install it, and start Python in another folder or as python -P"
+        )
+    return (
+        "dropfast was installed without its compiled module; "
+        "once there is a C++17 compiler (GCC or Clang), install it again with --force-reinstall --no-cache-dir"
+    )
 
 
 def _respect_quota() -> None:
@@ -117,5 +188,19 @@ def _respect_quota() -> None:
             native.limit_threads(quota)
 
 
-_use_environment()
+def _is_command_line() -> bool:
+    """Return whether this import is that of the command line, which has to read its words before it can complain.
+
+    Python calls the program '-m' while it looks for the module, which is the word before the program's own.
+    """
+    program = Path(sys.argv[0] if sys.argv else "")
+    return program.stem == "dropfast" or (program.name == "-m" and sys.orig_argv[-len(sys.argv)] == "dropfast")
+
+
+try:
+    _use_environment()
+except ValueError as error:
+    if not _is_command_line():
+        raise
+    active, why, refused = _Refused(error), str(error), error
 _respect_quota()

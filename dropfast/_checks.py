@@ -10,21 +10,78 @@ import math
 import operator
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any, SupportsIndex, TypeAlias
+from typing import Any, SupportsIndex, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from numpy.random import (
+    MT19937,
+    PCG64,
+    PCG64DXSM,
+    SFC64,
+    BitGenerator,
+    Generator,
+    Philox,
+    RandomState,
+    SeedSequence,
+    default_rng,
+)
+
+from dropfast import _doors
 
 #: (shape of x, index strides, index of the first element, key, draw, threshold). Element (i, j, ...) of x has the index
 #: ``start + i * strides[0] + j * strides[1] + ...`` in the mask's whole shape; the stride is 0 on shared axes.
 Recipe: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], int, int, int, int]
 
-RNGLike: TypeAlias = np.random.Generator | np.random.BitGenerator
-SeedLike: TypeAlias = int | np.integer[Any] | Sequence[int] | np.random.SeedSequence
+#: What the elements of an array are, to type checkers. To them ml_dtypes' bfloat16 may be any scalar: such arrays are
+#: NDArray[Any], for what takes just any scalar would take integers, too.
+Float = TypeVar("Float", bound=np.floating[Any])
+
+RateLike: TypeAlias = float | np.floating[Any] | np.integer[Any]
+RNGLike: TypeAlias = Generator | BitGenerator | RandomState
+SeedLike: TypeAlias = int | np.integer[Any] | Sequence[int] | SeedSequence
+
+NOT_GIVEN: Any = np._NoValue  # what NumPy itself has for arguments that may be None and need not be there
 
 NO_AXES: tuple[int, ...] = ()  # the default of shared_axes; CPython has one empty tuple, so it is known by its identity
 MAX_NDIM = 64  # NumPy 2's limit
 MAX_ELEMENTS = 2**63  # indices stay positive in 64 bits, signed or not
+
+
+# ---- integers ------------------------------------------------------------------------------------
+
+
+def _index(value: Any) -> int:
+    """Return what `operator.index` does, but refuse booleans, which are integers to Python and to PyTorch."""
+    if type(value) is int:
+        return value
+    if isinstance(value, (bool, np.bool_)):  # first, for older NumPys only warn when asked
+        raise TypeError
+    number = operator.index(value)
+    if "bool" in str(getattr(value, "dtype", "")):
+        raise TypeError
+    return number
+
+
+def _integer(name: str, value: Any) -> int:
+    """Return an integer; a boolean is none."""
+    try:
+        return _index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
+
+
+def integers(name: str, values: SupportsIndex | Iterable[SupportsIndex]) -> tuple[int, ...]:
+    """Return an integer or a sequence of integers as a tuple."""
+    if type(values) is not tuple:
+        try:
+            return (_index(values),)
+        except TypeError:
+            pass
+    try:
+        return tuple(map(_index, values))  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name} must be an integer or a sequence of integers, got {values!r}") from None
 
 
 # ---- the numbers of a mask -----------------------------------------------------------------------
@@ -70,38 +127,56 @@ def no_masks_left(key: int) -> OverflowError:
     return OverflowError(f"the layer's key {key} has given its 2**32 masks; load a state with another key")
 
 
+# NumPy's bit generators with raw numbers of 64 bits.
+_RAW_IS_64_BITS = frozenset((PCG64, PCG64DXSM, Philox, SFC64))
+
+
 def new_key(rng: RNGLike | SeedLike | None) -> int:
-    """Return a key: 64 bits of the generator's raw stream, or of the system's entropy for None."""
+    """Return a key: the next 64 bits of the bit generator, or of the system's entropy for None.
+
+    The rule is in docs/stream.md, section 3: NumPy's raw streams do not change, what `Generator` makes of them may.
+    """
     if rng is None:
         return int.from_bytes(os.urandom(8), "little")
-    if not isinstance(rng, np.random.Generator):
-        try:
-            rng = np.random.default_rng(rng)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"rng must be something that numpy.random.default_rng takes, got {rng!r}") from error
-    return rng.bit_generator.random_raw()  # an int, drawn under the bit generator's own lock
+    bits = rng.bit_generator if isinstance(rng, Generator) else _bit_generator(rng)
+    if type(bits) in _RAW_IS_64_BITS:
+        return bits.random_raw()  # an int, drawn under the bit generator's own lock
+    if isinstance(bits, MT19937):
+        high, low = bits.random_raw(2).tolist()  # one call, for another thread must not draw in between
+        return int(high << 32 | low)
+    with bits.lock:
+        return int(bits.ctypes.next_uint64(bits.ctypes.state))
+
+
+def key_or_new(key: Any, rng: Any) -> int:
+    """Return the key of a mask: the one that is given, or one that is drawn."""
+    if (key is NOT_GIVEN) == (rng is NOT_GIVEN):
+        raise TypeError(f"give key or rng, exactly one of them; got {'neither' if key is NOT_GIVEN else 'both'}")
+    return new_key(rng) if key is NOT_GIVEN else unsigned("key", key, 64)
+
+
+def _bit_generator(rng: Any) -> BitGenerator:
+    if isinstance(rng, BitGenerator):
+        return rng
+    if isinstance(rng, RandomState):
+        return rng._bit_generator  # there is no public way; numpy.random.default_rng takes it since NumPy 2.2
+    try:
+        _no_booleans(rng)
+        return default_rng(rng).bit_generator
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"rng must be something that numpy.random.default_rng takes, got {rng!r}") from error
+
+
+def _no_booleans(seed: Any) -> None:
+    """NumPy refuses them as a seed, but takes them for integers within a sequence."""
+    if isinstance(seed, (list, tuple)):
+        for part in seed:
+            _no_booleans(part)
+    elif isinstance(seed, bool):
+        raise TypeError("a boolean is no seed")
 
 
 # ---- shapes --------------------------------------------------------------------------------------
-
-
-def _integer(name: str, value: Any) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
-
-
-def integers(name: str, values: SupportsIndex | Iterable[SupportsIndex]) -> tuple[int, ...]:
-    """Return an integer or a sequence of integers as a tuple."""
-    try:
-        return (operator.index(values),)  # type: ignore[arg-type]
-    except TypeError:
-        pass
-    try:
-        return tuple(map(operator.index, values))  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"{name} must be an integer or a sequence of integers, got {values!r}") from None
 
 
 def shape(name: str, values: SupportsIndex | Iterable[SupportsIndex]) -> tuple[int, ...]:
@@ -143,9 +218,14 @@ def sharing(
 def noise_lengths(noise_shape: Iterable[SupportsIndex | None]) -> tuple[int | None, ...]:
     """Return a noise_shape as a tuple of integers and None."""
     try:
-        return tuple(None if n is None else operator.index(n) for n in noise_shape)
+        return tuple(None if n is None else _index(n) for n in noise_shape)
     except TypeError:
-        raise TypeError(f"noise_shape must be a sequence of integers and None, got {noise_shape!r}") from None
+        raise not_a_noise_shape(noise_shape) from None
+
+
+def not_a_noise_shape(value: Any) -> TypeError:
+    """Return the error for something that is no noise_shape for any array."""
+    return TypeError(f"noise_shape must be a sequence of integers and None, got {value!r}")
 
 
 def both_given(shared_axes: Any, noise_shape: Any) -> ValueError:
@@ -156,12 +236,26 @@ def both_given(shared_axes: Any, noise_shape: Any) -> ValueError:
 def sharing_of_any_shape(
     shared_axes: SupportsIndex | Iterable[SupportsIndex], noise_shape: Iterable[SupportsIndex | None] | None
 ) -> tuple[tuple[int, ...], tuple[int | None, ...] | None]:
-    """Return what a layer is told of its masks, for inputs that are yet to come."""
+    """Return what a layer is told of its masks, for inputs that are yet to come, if there can be one that it fits."""
     axes = integers("shared_axes", shared_axes)
     lengths = None if noise_shape is None else noise_lengths(noise_shape)
     if axes and lengths is not None:
         raise both_given(axes, lengths)
+    if not all(-MAX_NDIM <= axis < MAX_NDIM for axis in axes):
+        raise ValueError(f"shared_axes must be in [-{MAX_NDIM}, {MAX_NDIM}), for arrays of any shape, got {axes}")
+    if len(set(axes)) < len(axes):
+        raise _named_twice(axes)
+    if lengths is not None and len(lengths) > MAX_NDIM:
+        raise ValueError(f"noise_shape must have at most {MAX_NDIM} entries, got {len(lengths)}")
+    # Where the shape is known a 0 may stand for an axis of length 0; a layer says None, for it would take nothing else.
+    if not all(n is None or 1 <= n < MAX_ELEMENTS for n in lengths or ()):
+        raise ValueError(f"noise_shape of a layer must have entries in [1, 2**63) or None, got {lengths}")
     return axes, lengths
+
+
+def _named_twice(axes: tuple[int, ...]) -> ValueError:
+    """Return the error for axes that are not all different."""
+    return ValueError(f"shared_axes must name each axis once, got {axes}")
 
 
 @functools.lru_cache(maxsize=1024)
@@ -172,7 +266,7 @@ def _sharing(shape: tuple[int, ...], axes: tuple[int, ...]) -> Sharing:
             raise ValueError(f"shared_axes must be in [{-ndim}, {ndim}) for {ndim} axes, got {axis}")
     shared_axes = tuple(sorted(axis % ndim for axis in axes))
     if len(set(shared_axes)) < len(shared_axes):
-        raise ValueError(f"shared_axes must name each axis once, got {axes}")
+        raise _named_twice(axes)
     noise_shape = tuple(1 if axis in shared_axes else n for axis, n in enumerate(shape))
     elements = math.prod(noise_shape)
     if elements > MAX_ELEMENTS:
@@ -193,10 +287,14 @@ def layout(
     """Return the shape of `x`, and the index strides of a mask for it."""
     if not isinstance(x, np.ndarray):
         raise not_an_array("x", x)
-    shape = x.shape
     if noise_shape is None and shared_axes is NO_AXES:  # what most calls ask for, and a tenth of a small call's time
-        return shape, _sharing(shape, NO_AXES)[0]
-    return shape, sharing(shape, shared_axes, noise_shape)[0]
+        return _unshared(x.shape)
+    return x.shape, sharing(x.shape, shared_axes, noise_shape)[0]
+
+
+@functools.lru_cache(maxsize=1024)
+def _unshared(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return shape, _sharing(shape, NO_AXES)[0]
 
 
 def window(
@@ -239,9 +337,20 @@ def not_a_mask(value: Any) -> TypeError:
     return TypeError(f"mask must be a dropfast.Mask, got {type(value).__name__}")
 
 
+def is_plain(array: Any) -> bool:
+    """Return whether this is an array and no more. A subclass may mean more by it, which would be lost."""
+    return type(array) in (np.ndarray, np.memmap)
+
+
 def not_an_array(name: str, value: Any) -> TypeError:
-    """Return the error for something that is not an array, or that would lose what makes it more than one."""
-    return TypeError(f"{name} must be a numpy.ndarray, got {type(value).__name__}")
+    """Return the error for something that is no plain array."""
+    got = type(value).__name__
+    if isinstance(value, np.ndarray):
+        return TypeError(
+            f"{name} must be a numpy.ndarray or numpy.memmap itself, got the subclass {got}; "
+            f"numpy.asarray({name}) makes one, without what the subclass adds"
+        )
+    return TypeError(f"{name} must be a numpy.ndarray, got {got}{_doors.hint(value)}")
 
 
 def _overlaps_itself(array: npt.NDArray[Any]) -> bool:
@@ -276,7 +385,7 @@ def wrong_shape(shape: tuple[int, ...], got: tuple[Any, ...]) -> ValueError:
 def fault(x: Any, out: Any, shape: tuple[int, ...]) -> Exception | None:
     """Return what is wrong with these arrays for a mask of this shape, None if nothing is."""
     for name, array in (("x", x), ("out", out)):
-        if type(array) not in (np.ndarray, np.memmap):
+        if not is_plain(array):
             return not_an_array(name, array)
     if not takes(x.dtype):
         return wrong_dtype(x.dtype)

@@ -26,7 +26,8 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] |
     Returns
     -------
     dict or None
-        ``version``, ``stream``, ``backend`` in use ('native' or 'numpy'), ``isa`` in use (None for 'numpy'),
+        ``version``, ``stream``, ``backend`` in use ('native' or 'numpy'), ``isa`` in use (None for 'numpy'), ``why``
+        these two ('the best of this machine', who asked for them, or why there is nothing but NumPy and what to do),
         ``available`` (what DROPFAST_BACKEND and DROPFAST_ISA may choose here, best first), ``openmp``, ``threads``
         (that a big call from this thread would use).
 
@@ -48,6 +49,7 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] |
         "stream": STREAM,
         "backend": backend,
         "isa": isa or None,
+        "why": _backend.why,
         "available": list(_backend.available()),
         "openmp": native is not None and native.openmp(),
         "threads": native.max_threads() if backend == "native" and native is not None else 1,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Iterable
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from dropfast import _backend, _checks
+from dropfast._checks import Float, RateLike, RNGLike, SeedLike
 
 _UNPACKED_AT_ONCE = 1 << 16  # bits: NumPy's temporary array stays in the caches, and Ctrl-C need not wait
 
@@ -29,6 +32,9 @@ class Mask:
         Probability that an element is dropped, in [0, 1], with a resolution of 2**-32.
     key : int
         Which stream of masks, in [0, 2**64).
+    rng : None, int, sequence of ints, SeedSequence, BitGenerator, Generator or RandomState
+        Where the key comes from, as in `dropout`: the mask is the one that ``dropout(x, rate, rng=rng)`` applies. None,
+        the system's entropy, has to be said: give just one of `key` and `rng`.
     draw : int, default 0
         Which mask of the stream, in [0, 2**32).
     shared_axes : int or tuple of ints, default ()
@@ -70,8 +76,11 @@ class Mask:
            [0., 2., 0., 2., 2., 2., 2., 0.]], dtype=float32)
     >>> Mask((2, 8), 0.5, key=7, shared_axes=0).keep()
     array([[ True, False,  True,  True, False,  True, False, False]])
+    >>> Mask((2, 8), 0.5, rng=0)  # that of dropout(x, 0.5, rng=0)
+    Mask((2, 8), 0.5, key=11749869230777074271, draw=0)
     """
 
+    __module__ = "dropfast"  # the name that pickles have for it
     __slots__ = ("_rate", "_recipe", "_shared_axes", "_window")
 
     _rate: float
@@ -79,12 +88,35 @@ class Mask:
     _shared_axes: tuple[int, ...]
     _window: tuple[tuple[int, ...], tuple[int, ...]] | None  # a part's whole shape, and where it begins there
 
+    @overload
     def __init__(
         self,
         shape: SupportsIndex | Iterable[SupportsIndex],
-        rate: float = 0.5,
+        rate: RateLike = 0.5,
         *,
         key: SupportsIndex,
+        draw: SupportsIndex = 0,
+        shared_axes: SupportsIndex | Iterable[SupportsIndex] = (),
+        noise_shape: Iterable[SupportsIndex | None] | None = None,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        shape: SupportsIndex | Iterable[SupportsIndex],
+        rate: RateLike = 0.5,
+        *,
+        rng: RNGLike | SeedLike | None,
+        draw: SupportsIndex = 0,
+        shared_axes: SupportsIndex | Iterable[SupportsIndex] = (),
+        noise_shape: Iterable[SupportsIndex | None] | None = None,
+    ) -> None: ...
+    def __init__(
+        self,
+        shape: SupportsIndex | Iterable[SupportsIndex],
+        rate: RateLike = 0.5,
+        *,
+        key: Any = _checks.NOT_GIVEN,
+        rng: Any = _checks.NOT_GIVEN,
         draw: SupportsIndex = 0,
         shared_axes: SupportsIndex | Iterable[SupportsIndex] = (),
         noise_shape: Iterable[SupportsIndex | None] | None = None,
@@ -93,14 +125,9 @@ class Mask:
         self._rate = _checks.rate(rate)
         strides, self._shared_axes = _checks.sharing(lengths, shared_axes, noise_shape)
         self._window = None
-        self._recipe = (
-            lengths,
-            strides,
-            0,
-            _checks.unsigned("key", key, 64),
-            _checks.unsigned("draw", draw, 32),
-            _checks.threshold(self._rate),
-        )
+        draw = _checks.unsigned("draw", draw, 32)
+        key = _checks.key_or_new(key, rng)  # last, for what is refused draws nothing
+        self._recipe = lengths, strides, 0, key, draw, _checks.threshold(self._rate)
 
     @classmethod
     def _of(
@@ -150,13 +177,14 @@ class Mask:
         """What kept elements are multiplied by."""
         return _checks.scale(self._recipe[5])
 
-    def apply(self, x: npt.NDArray[Any], out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+    def apply(self, x: npt.NDArray[Float], out: npt.NDArray[Float] | None = None) -> npt.NDArray[Float]:
         """Return `x` with this mask applied: the forward pass, and with the gradient for `x` the backward pass.
 
         Parameters
         ----------
         x : numpy.ndarray
-            Of the mask's shape; float16, bfloat16 (of ml_dtypes), float32 or float64, in any memory layout.
+            Of the mask's shape; float16, bfloat16 (of ml_dtypes), float32 or float64, in any memory layout. A memmap is
+            taken too, other subclasses are not.
         out : numpy.ndarray, optional
             Where to write; of the shape and dtype of `x`. May be `x` itself, and must not overlap it otherwise.
 
@@ -168,7 +196,7 @@ class Mask:
         Raises
         ------
         TypeError
-            If `x` or `out` is no array, or has a dtype that is not allowed.
+            If `x` or `out` is no array, or of a subclass, or has a dtype that is not allowed.
         ValueError
             If a shape does not fit, or `out` is read-only or overlaps `x` in part. Nothing has been written then.
 
@@ -277,22 +305,13 @@ class Mask:
         return hash(self._value())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, self._value()
+        # What `repr` shows: public names alone, so that a pickle of today means something to any dropfast to come.
+        whole, rate, key, draw, shared_axes, origin, shape = self._value()
+        make = functools.partial(Mask, whole, rate, key=key, draw=draw, shared_axes=shared_axes)
+        return (operator.methodcaller("window", origin, shape), (make(),)) if self._window else (make, ())
 
     def __repr__(self) -> str:
         shared = f", shared_axes={self._shared_axes}" if self._shared_axes else ""
         whole, origin = self._whole_and_origin()
         part = f".window(start={origin}, shape={self.shape})" if self._window else ""
         return f"Mask({whole}, {self._rate!r}, key={self.key}, draw={self.draw}{shared}){part}"
-
-
-def _rebuild(
-    whole: tuple[int, ...],
-    rate: float,
-    key: int,
-    draw: int,
-    shared_axes: tuple[int, ...],
-    origin: tuple[int, ...],
-    shape: tuple[int, ...],
-) -> Mask:
-    return Mask(whole, rate, key=key, draw=draw, shared_axes=shared_axes).window(origin, shape)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from rich import box
@@ -34,6 +36,16 @@ class Report:
         """Print a paragraph."""
         width = min(WIDTH, self._console.width)
         self._console.print(Text(textwrap.fill(" ".join(text.split()), width, break_on_hyphens=False)))
+
+    def save(self, what: str, path: Path, write: Callable[[Path], object]) -> bool:
+        """Write a file and say where it is. False, after a word of what went wrong, if it could not be written."""
+        try:
+            write(path)
+        except OSError as error:
+            print(f"dropfast: {path} could not be written: {error}", file=sys.stderr)
+            return False
+        self.line(f"{what} {path.absolute()}")
+        return True
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[Text | str]], title: str | None = None) -> None:
         """Print a table: the first column to the left, the others, which are numbers, to the right. No row: a rule."""

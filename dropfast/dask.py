@@ -12,6 +12,10 @@ array([[0., 2., 0., 2., 0., 2.],
 
 from __future__ import annotations
 
+from dropfast import _doors
+
+_doors.need("dask")
+
 import math
 from collections.abc import Iterable
 from typing import Any, SupportsIndex
@@ -22,7 +26,7 @@ import numpy.typing as npt
 from dask.layers import ArraySliceDep
 
 from dropfast import _checks
-from dropfast._checks import RNGLike, SeedLike
+from dropfast._checks import RateLike, RNGLike, SeedLike
 from dropfast._mask import Mask
 
 __all__ = ["apply", "dropout"]
@@ -30,7 +34,7 @@ __all__ = ["apply", "dropout"]
 
 def dropout(
     x: da.Array,
-    rate: float = 0.5,
+    rate: RateLike = 0.5,
     *,
     rng: RNGLike | SeedLike | None = None,
     shared_axes: SupportsIndex | Iterable[SupportsIndex] = (),
@@ -41,10 +45,10 @@ def dropout(
     Parameters
     ----------
     x : dask.array.Array
-        float16, bfloat16 (of ml_dtypes), float32 or float64, in NumPy chunks of known sizes.
+        float16, bfloat16 (of ml_dtypes), float32 or float64, in chunks of numpy.ndarray (no subclass) of known sizes.
     rate : float, default 0.5
         Probability that an element is dropped, in [0, 1], with a resolution of 2**-32.
-    rng : None, int, sequence of ints, SeedSequence, BitGenerator or Generator, optional
+    rng : None, int, sequence of ints, SeedSequence, BitGenerator, Generator or RandomState, optional
         Where the mask's key comes from, as in `dropfast.dropout`. It is drawn here and now, not when `x` is computed.
     shared_axes : int or tuple of ints, default ()
         Axes along which all elements share their fate, across all chunks. ``0`` drops the same units for the whole
@@ -83,8 +87,7 @@ def dropout(
     True
     """
     _check(x)
-    mask = Mask(x.shape, rate, key=0, shared_axes=shared_axes, noise_shape=noise_shape)  # checks before a key is drawn
-    return apply(Mask(x.shape, rate, key=_checks.new_key(rng), shared_axes=mask.shared_axes), x)
+    return apply(Mask(x.shape, rate, rng=rng, shared_axes=shared_axes, noise_shape=noise_shape), x)
 
 
 def apply(mask: Mask, x: da.Array) -> da.Array:
@@ -95,7 +98,7 @@ def apply(mask: Mask, x: da.Array) -> da.Array:
     mask : dropfast.Mask
         Of the shape of `x`.
     x : dask.array.Array
-        float16, bfloat16 (of ml_dtypes), float32 or float64, in NumPy chunks of known sizes.
+        float16, bfloat16 (of ml_dtypes), float32 or float64, in chunks of numpy.ndarray (no subclass) of known sizes.
 
     Returns
     -------
@@ -154,9 +157,9 @@ def _apply_window(block: Any, where: tuple[slice, ...], mask: Mask) -> npt.NDArr
 def _check(x: Any) -> None:
     """Raise what is wrong with an array for any mask; its metadata tells, nothing is computed."""
     if not isinstance(x, da.Array):
-        raise TypeError(f"x must be a dask.array.Array, got {type(x).__name__}")
+        raise TypeError(f"x must be a dask.array.Array, got {type(x).__name__}{_doors.hint(x)}")
     if type(x._meta) is not np.ndarray:
-        raise TypeError(f"x must have chunks of type numpy.ndarray, got {type(x._meta).__name__}")
+        raise TypeError(f"x must have chunks of numpy.ndarray itself, no subclass, got {type(x._meta).__name__}")
     if not _checks.takes(x.dtype):
         raise _checks.wrong_dtype(x.dtype)
     if any(math.isnan(n) for n in x.shape):

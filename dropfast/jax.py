@@ -10,6 +10,10 @@
 
 from __future__ import annotations
 
+from dropfast import _doors
+
+_doors.need("jax")
+
 import functools
 import warnings
 from collections.abc import Iterable
@@ -24,6 +28,7 @@ from jax.interpreters import ad, batching, mlir
 from jax.sharding import PartitionSpec
 
 from dropfast import _backend, _checks
+from dropfast._checks import RateLike
 from dropfast._mask import Mask
 
 __all__ = ["apply", "dropout", "road"]
@@ -32,7 +37,7 @@ __all__ = ["apply", "dropout", "road"]
 def dropout(
     key: Any,
     x: Any,
-    rate: float,
+    rate: RateLike,
     *,
     shared_axes: SupportsIndex | Iterable[SupportsIndex] = (),
     noise_shape: Iterable[SupportsIndex | None] | None = None,
@@ -46,7 +51,8 @@ def dropout(
     key : jax.Array
         A JAX key, or its uint32 words. ``jax.random.key(123)`` gives the bits of ``dropfast.Mask(..., key=123)``.
     x : jax.Array
-        float16, bfloat16, float32 or float64, of any shape. A numpy.ndarray of a dtype that JAX keeps is taken too.
+        float16, bfloat16, float32 or float64, of any shape. A numpy.ndarray (or memmap, but no other subclass) of a
+        dtype that JAX keeps is taken too.
     rate : float
         Probability that an element is dropped, in [0, 1], with a resolution of 2**-32. Static.
     shared_axes : int or tuple of ints, default ()
@@ -174,7 +180,9 @@ def road() -> str:
 
 def _array(x: Any) -> Any:
     if not isinstance(x, (jax.Array, np.ndarray)):
-        raise TypeError(f"x must be a jax.Array or a numpy.ndarray, got {type(x).__name__}")
+        raise TypeError(f"x must be a jax.Array or a numpy.ndarray, got {type(x).__name__}{_doors.hint(x)}")
+    if isinstance(x, np.ndarray) and not _checks.is_plain(x):
+        raise _checks.not_an_array("x", x)
     if not _checks.takes(x.dtype):
         raise _checks.wrong_dtype(x.dtype)
     if jax.dtypes.canonicalize_dtype(x.dtype) != x.dtype:

@@ -7,6 +7,10 @@
 
 from __future__ import annotations
 
+from dropfast import _doors
+
+_doors.need("keras")
+
 import random
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, SupportsIndex
@@ -16,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dropfast import _checks
+from dropfast._checks import RateLike
 from dropfast._mask import Mask
 
 __all__ = ["Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"]
@@ -134,7 +139,8 @@ class Dropout(keras.Layer):
     rate : float
         Probability that an element is dropped, in [0, 1], with a resolution of 2**-32.
     noise_shape : tuple of int or None, optional
-        The shape of the mask: 1 on axes along which all elements share their fate; the full length, or None, on others.
+        The shape of the mask: 1 on axes along which all elements share their fate; the full length, or None for one of
+        any length, on others.
     seed : int, optional
         The layer's key is what ``rng=seed`` means to `dropfast.dropout`. Without it the key comes from Python's
         `random`, so that `keras.utils.set_random_seed` makes runs repeat.
@@ -180,14 +186,14 @@ class Dropout(keras.Layer):
 
     def __init__(
         self,
-        rate: float,
+        rate: RateLike,
         noise_shape: Iterable[SupportsIndex | None] | None = None,
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.rate = _checks.rate(rate)
-        self.noise_shape = None if noise_shape is None else _checks.noise_lengths(noise_shape)
+        _, self.noise_shape = _checks.sharing_of_any_shape((), noise_shape)
         self.seed = None if seed is None else _checks.unsigned("seed", seed, 64)
         self.seed_generator = _Masks(random.getrandbits(64) if self.seed is None else _checks.new_key(self.seed))
         self.supports_masking = True
@@ -239,7 +245,7 @@ class _SpatialDropout(Dropout):
 
     _dimensions: int  # of space
 
-    def __init__(self, rate: float, data_format: str | None = None, seed: int | None = None, **kwargs: Any) -> None:
+    def __init__(self, rate: RateLike, data_format: str | None = None, seed: int | None = None, **kwargs: Any) -> None:
         data_format = data_format or keras.config.image_data_format()
         if data_format not in ("channels_first", "channels_last"):
             raise ValueError(f"data_format must be 'channels_first' or 'channels_last', got {data_format!r}")
@@ -268,7 +274,7 @@ class SpatialDropout1D(_SpatialDropout):
 
     _dimensions = 1
 
-    def __init__(self, rate: float, seed: int | None = None, **kwargs: Any) -> None:
+    def __init__(self, rate: RateLike, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(rate, "channels_last", seed, **kwargs)
 
     def get_config(self) -> dict[str, Any]:

@@ -10,6 +10,10 @@ array([[2., 0., 2., 2., 0., 2.],
 
 from __future__ import annotations
 
+from dropfast import _doors
+
+_doors.need("tensorflow")
+
 import functools
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -20,7 +24,7 @@ import tensorflow as tf
 from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
 from dropfast import _backend, _checks
-from dropfast._checks import Recipe
+from dropfast._checks import RateLike, Recipe
 from dropfast._mask import Mask
 
 __all__ = ["apply", "dropout"]
@@ -73,7 +77,7 @@ def apply(mask: Mask, x: Any) -> Any:
 
 
 @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator,unused-ignore]
-def dropout(x: Any, rate: float, noise_shape: Any = None, seed: Any = None) -> Any:
+def dropout(x: Any, rate: RateLike, noise_shape: Any = None, seed: Any = None) -> Any:
     """Drop elements of `x` at random, and scale the kept ones so that the mean stays: as `tf.nn.dropout`.
 
     Parameters
@@ -201,14 +205,27 @@ def _word(name: str, value: Any, bits: int) -> Any:
 
 def _lengths(x: Any, noise_shape: Any) -> Any:
     """Return a noise_shape as a tuple of integers and None, or as a tensor if a graph has still to compute it."""
-    if noise_shape is None or tf.executing_eagerly():
-        return None if noise_shape is None else _checks.noise_lengths(noise_shape)
+    if noise_shape is None:
+        return None
+    try:
+        entries = (noise_shape,) if tf.is_tensor(noise_shape) else tuple(noise_shape)
+    except TypeError:
+        raise _checks.not_a_noise_shape(noise_shape) from None
+    tensors = list(filter(tf.is_tensor, entries))
+    if not all(n.dtype.is_integer for n in tensors):
+        raise _checks.not_a_noise_shape(noise_shape)
+    if tf.executing_eagerly() or not tensors:
+        return _checks.noise_lengths(noise_shape)
     if tf.is_tensor(noise_shape):
         return noise_shape
-    if not any(map(tf.is_tensor, noise_shape)):
-        return _checks.noise_lengths(noise_shape)
+    numbers = _checks.noise_lengths([None if tf.is_tensor(n) else n for n in entries])
     full = tf.shape(x, tf.int64)
-    return tf.stack([full[axis] if n is None else tf.cast(n, tf.int64) for axis, n in enumerate(noise_shape)])
+    return tf.stack(
+        [
+            tf.cast(n, tf.int64) if tf.is_tensor(n) else full[axis] if numbers[axis] is None else numbers[axis]
+            for axis, n in enumerate(entries)
+        ]
+    )
 
 
 # ---- from tensors to arrays and back -------------------------------------------------------------

@@ -59,6 +59,10 @@ def main(framework: str, own: str, alone: str, build: Callable[[str, int], Netwo
     parser.add_argument("--seeds", type=int, default=1, help="runs to average (default %(default)s)")
     parser.add_argument("--out", type=Path, default=Path(f"cnn_{name}.png"), help="picture (default %(default)s)")
     options = parser.parse_args()
+    try:
+        options.out.open("ab").close()
+    except OSError as error:  # now, and not when all is done
+        parser.error(f"--out must be a file that can be written, got {options.out}: {error.strerror}")
 
     results = _compare(build, options.steps, options.seeds)
     labels = {PER_SAMPLE: PER_SAMPLE, SHARED: SHARED, OWN: own}

@@ -39,6 +39,11 @@ SIZES = (
     *(16383, 16384, 16385, 32769, 65535, 65537, 131073, 262143, 262144, 262145, 300007),
 )
 
+PAGE = 4096
+
+# Bytes behind a page. NumPy's own big arrays begin 16 or 32 bytes behind a multiple of 64.
+ADDRESSES = (0, 16, 32, 48, 64, 128, 2048, 4032)
+
 # What each mode asks of dropfast for data of a given shape.
 MODES: dict[str, Callable[[Shape], dict[str, Any]]] = {
     "per-sample": lambda shape: {},
@@ -143,6 +148,12 @@ def lay_out(layout: str, shape: Shape, dtype: np.dtype[Any]) -> tuple[Array, npt
     offset, strides, nbytes = LAYOUTS[layout](shape, dtype.itemsize)
     memory = np.full(nbytes + 2 * GUARD, SENTINEL, np.uint8)
     return np.ndarray(shape, dtype, buffer=memory.data, offset=GUARD + offset, strides=strides), memory
+
+
+def at_address(offset: int, shape: Shape, dtype: np.dtype[Any]) -> Array:
+    """Return a contiguous array so many bytes behind the start of a page."""
+    memory = np.full(math.prod(shape) * dtype.itemsize + 2 * PAGE, SENTINEL, np.uint8)
+    return np.ndarray(shape, dtype, memory.data, -memory.ctypes.data % PAGE + offset)
 
 
 def values(shape: Shape, dtype: np.dtype[Any]) -> Array:

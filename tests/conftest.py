@@ -1,6 +1,8 @@
-"""The `backend` fixture: every test that uses it runs on each backend and instruction set of this machine."""
+"""The fixtures. Every test that uses `backend` runs on each backend and instruction set of this machine."""
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -71,6 +73,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     # Here and not as the fixture's params, so that the backend comes first in the id: native:avx2-float32-n65.
     if "backend" in metafunc.fixturenames:
         metafunc.parametrize("backend", _backend.available(), indirect=True)
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A copy of the package without its native module; the tests put another in its place."""
+    installed = Path(dropfast.__file__).parent
+    copy = tmp_path / "dropfast"
+    shutil.copytree(installed, copy, ignore=shutil.ignore_patterns("_native.*", "__pycache__"))
+    return copy
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
-DIGEST = "f28418032660cbd6"  # what isas_agree prints on every machine: the values, too, not the masks alone
+DIGEST = "6e76180df7ef767a"  # what isas_agree prints on every machine: the values, too, not the masks alone
 
 
 class Fault(NamedTuple):
@@ -29,11 +29,11 @@ FAULTS = {
     "no fault at all": Fault("engine.h", "#pragma once", "#pragma once"),
     # of the stream
     "two words swapped": Fault("philox.h", "low[n] = swap_halves(product1) ^", "low[n] = product1 ^"),
-    "9 planes instead of 32": Fault("kernels.cpp", "k < planes && left > 0", "k < 9 && left > 0"),
+    "9 planes instead of 32": Fault("draw.h", "k < planes && undecided.n > 0", "k < 9 && undecided.n > 0"),
     "9 planes, rounded down": Fault(
-        "kernels.cpp",
-        "const Philox philox(key, draw);",
-        "threshold |= 1u << 23;\n  threshold &= ~0u << 23;\n  const Philox philox(key, draw);",
+        "draw.h",
+        "const int planes = planes_needed(threshold);",
+        "threshold |= 1u << 23;\n  threshold &= ~0u << 23;\n  const int planes = planes_needed(threshold);",
     ),
     "the block's high word lost": Fault("philox.h", "word0_round1_ ^ (block >> 32)", "word0_round1_"),
     "a block number of 32 bits": Fault(
@@ -46,23 +46,29 @@ FAULTS = {
         "piece.h", "blocks_[b] = block + (uint64_t)(b - slot)", "blocks_[b] = block + (uint64_t)(b - slot) + (b > 255)"
     ),
     "<= for <": Fault(
-        "kernels.cpp",
-        "const Philox philox(key, draw);",
-        "if (++threshold >> 32) --threshold;\n  const Philox philox(key, draw);",
+        "draw.h",
+        "const int planes = planes_needed(threshold);",
+        "if (++threshold >> 32) --threshold;\n  const int planes = planes_needed(threshold);",
     ),
+    "a block undecided twice": Fault("draw.h", "undecided.n = 0;", "undecided.n = n > 1;"),
+    "a turn's last bits lost": Fault(
+        "kernels.cpp", "words + 2 * turn - kLeft, kLeft", "words + 2 * turn - kLeft + 1, kLeft"
+    ),
+    "a turn's first bit one too late": Fault("kernels.cpp", "bit -= turn_bits;", "bit -= turn_bits - 1;"),
     "9 rounds": Fault("philox.h", "constexpr int kRounds = 10;", "constexpr int kRounds = 9;"),
     "another constant": Fault("philox.h", "0xbb67ae85", "0xbb67ae86"),
     "the draw forgotten": Fault("philox.h", "uint64_t{kMultiplier1} * draw", "uint64_t{kMultiplier1} * 0 * draw"),
     "half of the key": Fault("philox.h", "k1 = (uint32_t)(key >> 32)", "k1 = (uint32_t)key"),
     "ties away from even": Fault("engine.cpp", "nearbyint(rate * 0x1p32)", "(rate * 0x1p32 + 0.5)"),
     # of the values
-    "nothing dropped": Fault("kernels.cpp", "scale), w, j);", "scale), ~uint64_t{0}, j);"),
+    "nothing dropped": Fault("select.h", "scale), w, j);", "scale), ~uint64_t{0}, j);"),
     "bfloat16 cut instead of rounded": Fault("simd.h", "return u + ((u >> 16 & 1) + 0x7fff);", "return u;"),
     "bfloat16 ties away from even": Fault("simd.h", "return u + ((u >> 16 & 1) + 0x7fff);", "return u + 0x8000;"),
     "a subnormal half flushed": Fault(
         "simd.h", "choose(above(magnitude, 0x3ff), normal, tiny)", "choose(above(magnitude, 0x3ff), normal, splat32(0))"
     ),
-    "a tail forgotten": Fault("kernels.cpp", "if (i < n) part_of_vector", "if (i + 1 < n) part_of_vector"),
+    "a tail forgotten": Fault("select.h", "if (i < n) store(", "if (i + 1 < n) store("),
+    "a head forgotten": Fault("select.h", "if (begin > 0) store(", "if (begin > 1) store("),
     "scale of the rate's complement": Fault(
         "piece.h", "(double)((uint64_t{1} << 32) - mask.threshold)", "(double)(~mask.threshold & 0xffffffff)"
     ),

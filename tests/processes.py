@@ -1,12 +1,21 @@
 """Fresh interpreters, for what happens once in the life of a process."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 
+from dropfast import _backend
+
 PATIENCE = 120  # seconds
+
+# Warnings are errors; but where there is no compiler the twin says so once, as it does in the suite itself.
+WARNINGS = ["-W", "error", *([] if _backend.native else ["-W", "default:dropfast runs on NumPy:RuntimeWarning"])]
+# -P: what lies in the working directory, a checkout for instance, must not be imported.
+PYTHON = [sys.executable, "-P", *WARNINGS]
 
 
 def run_python(code: str, *args: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -24,15 +33,48 @@ def run_file(path: Path, *args: str, env: Mapping[str, str] | None = None) -> su
     return _run(str(path), *args, env=env)
 
 
+def run_copy(package: Path, code: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run code with another copy of the package, where every warning is an error."""
+    # Only what is found by path: an editable installation puts a finder of its own before it.
+    first = f"""
+import sys, warnings
+warnings.simplefilter("error")  # without the suite's exception
+from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
+sys.meta_path[:] = [BuiltinImporter, FrozenImporter, PathFinder]
+sys.path.insert(0, {str(package.parent)!r})
+import dropfast
+assert dropfast.__file__.startswith({str(package)!r}), dropfast.__file__
+"""
+    return run_python(first + code, env=env)
+
+
+def interrupt_module(
+    module: str, *args: str, after: str, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m module args` until it has printed a line with these words, and then press Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a SIGINT that is ignored would be in the child
+    try:
+        pipe, settings = subprocess.PIPE, _settings(env)
+        process = subprocess.Popen(
+            [*PYTHON, "-m", module, *args], env=settings, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
+        assert process.stdout
+        printed = list(takewhile(lambda line: after not in line, process.stdout))
+        os.killpg(process.pid, signal.SIGINT)  # the whole group, as a terminal does
+        out, err = process.communicate(timeout=PATIENCE)
+    return subprocess.CompletedProcess(process.args, process.returncode, "".join(printed) + out, err)
+
+
 def _run(*args: str, env: Mapping[str, str] | None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*PYTHON, *args], env=_settings(env), capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+
+
+def _settings(env: Mapping[str, str] | None) -> dict[str, str]:
     unset = ("DROPFAST_BACKEND", "DROPFAST_ISA", "OMP_NUM_THREADS")
     inherited = {name: value for name, value in os.environ.items() if name not in unset}
-    # -P: what lies in the working directory, a checkout for instance, must not be imported.
-    return subprocess.run(
-        [sys.executable, "-P", "-W", "error", *args],
-        env={**inherited, **(env or {})},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    return {**inherited, **(env or {})}

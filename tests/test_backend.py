@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import run_module, run_python
+from processes import run_copy, run_module, run_python
 
 import dropfast
 from dropfast import _backend
@@ -17,28 +17,36 @@ ISAS = [name.removeprefix("native:") for name in AVAILABLE if name != "numpy"]
 BACKENDS = ["native", "numpy"] if ISAS else ["numpy"]
 
 SAY = "from dropfast import _backend; print(_backend.current())"
+SAY_WHY = f"{SAY}; print(_backend.why)"
+NOT_COMPILED = (
+    "dropfast was installed without its compiled module; "
+    "once there is a C++17 compiler (GCC or Clang), install it again with --force-reinstall --no-cache-dir"
+)
 
 
 def settings() -> list[Any]:
-    """The environment, and the backend that it leads to."""
-    cases: list[tuple[dict[str, str], str]] = [
-        ({}, AVAILABLE[0]),
-        ({"DROPFAST_BACKEND": "", "DROPFAST_ISA": ""}, AVAILABLE[0]),
-        ({"DROPFAST_BACKEND": "numpy"}, "numpy"),
+    """The environment, the backend that it leads to, and why."""
+    by_default = "the best of this machine" if ISAS else NOT_COMPILED
+    asked = "asked for by "
+    cases: list[tuple[dict[str, str], str, str]] = [
+        ({}, AVAILABLE[0], by_default),
+        ({"DROPFAST_BACKEND": "", "DROPFAST_ISA": ""}, AVAILABLE[0], by_default),
+        ({"DROPFAST_BACKEND": "numpy"}, "numpy", f"{asked}DROPFAST_BACKEND"),
     ]
     if ISAS:
-        cases.append(({"DROPFAST_BACKEND": "native"}, AVAILABLE[0]))
+        cases.append(({"DROPFAST_BACKEND": "native"}, AVAILABLE[0], f"{asked}DROPFAST_BACKEND"))
     for isa in ISAS:
-        cases.append(({"DROPFAST_ISA": isa}, f"native:{isa}"))
-        cases.append(({"DROPFAST_BACKEND": "native", "DROPFAST_ISA": isa}, f"native:{isa}"))
+        both = {"DROPFAST_BACKEND": "native", "DROPFAST_ISA": isa}
+        cases.append(({"DROPFAST_ISA": isa}, f"native:{isa}", f"{asked}DROPFAST_ISA"))
+        cases.append((both, f"native:{isa}", f"{asked}DROPFAST_BACKEND and DROPFAST_ISA"))
     return [pytest.param(*case, id=",".join(f"{k}={v}" for k, v in case[0].items()) or "unset") for case in cases]
 
 
-@pytest.mark.parametrize(("env", "chosen"), settings())
-def test_environment_is_obeyed(env: dict[str, str], chosen: str) -> None:
-    done = run_python(SAY, env=env)
+@pytest.mark.parametrize(("env", "chosen", "why"), settings())
+def test_environment_is_obeyed(env: dict[str, str], chosen: str, why: str) -> None:
+    done = run_python(SAY_WHY, env=env)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == chosen
+    assert done.stdout.splitlines() == [chosen, why]
 
 
 def refusals() -> list[Any]:
@@ -75,31 +83,11 @@ def test_environment_that_cannot_be_obeyed(env: dict[str, str], message: str) ->
 # ---- a native module that is missing or broken ---------------------------------------------------
 
 
-@pytest.fixture
-def package(tmp_path: Path) -> Path:
-    """A copy of the package without its native module; the tests put another in its place."""
-    installed = Path(dropfast.__file__).parent
-    copy = tmp_path / "dropfast"
-    shutil.copytree(installed, copy, ignore=shutil.ignore_patterns("_native.*", "__pycache__"))
-    return copy
-
-
-def run_copy(package: Path, code: str, **env: str) -> Any:
-    # Only what is found by path: an editable installation puts a finder of its own before it.
-    first = f"""
-import sys
-from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
-sys.meta_path[:] = [BuiltinImporter, FrozenImporter, PathFinder]
-sys.path.insert(0, {str(package.parent)!r})
-import dropfast
-assert dropfast.__file__.startswith({str(package)!r}), dropfast.__file__
-"""
-    return run_python(first + code, env=env)
-
-
 def test_missing_native_module_gives_way_to_the_twin(package: Path) -> None:
     code = """
+import warnings
 import numpy as np
+warnings.simplefilter("ignore")  # of the twin: see below
 from dropfast import _backend
 assert _backend.native is None
 assert _backend.available() == ("numpy",)
@@ -148,6 +136,90 @@ def test_real_native_module_in_the_copy_works(package: Path) -> None:
     assert done.stdout.strip() == AVAILABLE[0]
 
 
+# ---- the twin does not come silently -------------------------------------------------------------
+
+FIRST_CALLS = {
+    "dropout": "dropfast.dropout(np.ones(64))",
+    "Mask.apply": "dropfast.Mask(64, 0.5, key=0).apply(np.ones(64))",
+    "Mask.keep": "dropfast.Mask(64, 0.5, key=0).keep()",
+    "Dropout": "dropfast.Dropout(0.5)(np.ones(64))",
+}
+RECORD = """
+import threading, warnings
+import numpy as np
+dropfast.show_config(mode="dicts")  # an error if it warned
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    exec(compile({call!r}, "the user's file", "exec"))
+    threads = [threading.Thread(target=dropfast.dropout, args=(np.ones(64),)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    dropfast.Mask(64, 0.5, key=0).packed()
+for one in said:
+    print(one.category.__name__, one.filename, one.message, sep="|")
+print(dropfast.show_config(mode="dicts")["why"])
+"""
+
+
+@pytest.mark.parametrize("call", FIRST_CALLS.values(), ids=FIRST_CALLS)
+def test_the_twin_says_once_that_it_runs_and_why(package: Path, call: str) -> None:
+    done = run_copy(package, RECORD.format(call=call))
+    assert done.returncode == 0, done.stderr
+    (said, why) = done.stdout.splitlines()
+    assert why == NOT_COMPILED
+    assert said == (
+        f"RuntimeWarning|the user's file|dropfast runs on NumPy, with the same bits but many times slower: {why}. "
+        "DROPFAST_BACKEND=numpy ends this warning."
+    )
+
+
+def test_the_twin_of_a_source_tree_says_which(package: Path) -> None:
+    (package.parent / "csrc").mkdir()
+    (package.parent / "csrc" / "module.cpp").touch()
+    done = run_copy(package, RECORD.format(call="dropfast.dropout(np.ones(64))"))
+    assert done.returncode == 0, done.stderr
+    (said, why) = done.stdout.splitlines()
+    assert why == (
+        f"dropfast was found in the source tree {package.parent}, where nothing is compiled; "
+        "install it, and start Python in another folder or as python -P"
+    )
+    assert why in said
+
+
+def test_a_twin_that_is_an_error_is_one_once(package: Path) -> None:
+    code = """
+import numpy as np
+layer = dropfast.Dropout(0.5, rng=0)
+try:
+    layer(np.ones(64))
+except RuntimeWarning:
+    print(layer.draw)
+layer(np.ones(64))
+print(layer.draw)
+"""
+    done = run_copy(package, code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["0", "1"]
+
+
+@pytest.mark.parametrize("env", [{}, {"DROPFAST_BACKEND": "numpy"}], ids=["by-a-call", "by-the-environment"])
+def test_a_twin_that_was_asked_for_says_nothing(package: Path, env: dict[str, str]) -> None:
+    use = "" if env else "from dropfast import _backend; _backend.use('numpy')\n"
+    done = run_copy(package, f"import numpy as np\n{use}{FIRST_CALLS['dropout']}", **env)  # where a warning is an error
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+
+
+@pytest.mark.skipif(_backend.native is None, reason="the compiled backend is missing")
+@pytest.mark.parametrize("call", FIRST_CALLS.values(), ids=FIRST_CALLS)
+def test_the_compiled_backend_says_nothing(call: str) -> None:
+    done = run_python(f"import numpy as np, dropfast; {call}")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+
+
 # ---- python -m dropfast --------------------------------------------------------------------------
 
 
@@ -162,6 +234,7 @@ def test_info(name: str) -> None:
     assert lines["stream"] == "v1"
     assert lines["backend"] == backend
     assert lines["isa"] == (isa or "None")
+    assert lines["why"] == f"asked for by DROPFAST_BACKEND{' and DROPFAST_ISA' if isa else ''}"
     assert lines["available"] == ", ".join(AVAILABLE)
     openmp = dropfast.show_config(mode="dicts")["openmp"]
     assert lines["openmp"] == str(openmp)

@@ -11,7 +11,7 @@ import expected
 import numpy as np
 import pytest
 import reference
-from cases import DTYPES, LAYOUTS, MODES, RATES, SIZES, Array, Shape, lay_out, values
+from cases import ADDRESSES, DTYPES, LAYOUTS, MODES, RATES, SIZES, Array, Shape, at_address, lay_out, values
 from expected import assert_same_bits
 
 import dropfast
@@ -177,12 +177,41 @@ def test_layouts(backend: str, dtype: np.dtype[Any], x_layout: str, out_layout: 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     ("shape", "mode"),
-    [((350, 801), "per-sample"), ((400, 701), "shared-first"), ((10, 17, 40, 41), "spatial")],
-    ids=["per-sample", "shared-first", "spatial"],
+    [
+        ((350, 801), "per-sample"),
+        ((400, 701), "shared-first"),
+        ((10, 17, 40, 41), "spatial"),
+        ((2100, 140), "per-sample"),  # more rows than a tile of transposed bits has
+        ((21, 13, 30, 40), "shared-alternate"),
+    ],
+    ids=["per-sample", "shared-first", "spatial", "tall", "shared-alternate"],
 )
 def test_layouts_on_several_threads(backend: str, shape: Shape, mode: str, layout: str) -> None:
     for x_layout, out_layout in ((layout, "C"), ("C", layout), (layout, "in-place")):
         assert_right_in_layouts(DTYPES["float32"], x_layout, out_layout, shape, mode)
+
+
+# ---- addresses -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["per-sample", "shared-first"])
+@pytest.mark.parametrize("rate", [0.5, 0.1], ids=lambda rate: f"rate={rate}")
+@each_dtype
+def test_addresses(backend: str, dtype: np.dtype[Any], rate: float, mode: str) -> None:
+    """Rows of odd length, long enough to be drawn and selected in one, from anywhere to anywhere and in place."""
+    shape, start = (5, 4099), (0, 77)
+    whole = (5, 5000)
+    options = MODES[mode](shape)
+    kept = expected.keep(whole, rate, KEY, start=start, shape=shape, **options)
+    mask = dropfast.Mask(whole, rate, key=KEY, **options).window(start, shape)
+    data = values(shape, dtype)
+    want = expected.output(data, kept, rate)
+    for x_offset in ADDRESSES:
+        for out_offset in ADDRESSES:
+            x, out = (at_address(offset, shape, dtype) for offset in (x_offset, out_offset))
+            x[...] = data
+            assert_same_bits(mask.apply(x, out=out), want)
+        assert_same_bits(mask.apply(x, out=x), want)
 
 
 def x_broadcast(shape: Shape, dtype: np.dtype[Any], tmp_path: Path) -> Array:

@@ -155,8 +155,8 @@ def test_backend_gives_the_documented_masks(
 def test_backend_gives_the_golden_rates(backend: str, case: dict[str, Any]) -> None:
     last = part(0, 0, 343460240, 1, case["rate"])  # U = 2^32 - 1: kept at every threshold but 2^32
     assert last.scale.hex() == case["scale"]
-    for compute in (np.float32, np.float64):
-        assert last.apply(np.ones(1, compute)).tolist() == [float(compute(last.scale))]
+    for dtype in ("float32", "float64"):
+        assert last.apply(np.ones(1, dtype)).tolist() == [float(np.dtype(dtype).type(last.scale))]
 
 
 @pytest.mark.parametrize("case", golden_cases("uniforms"))

@@ -20,7 +20,7 @@ def run(
     threads: int = 1,
     quick: bool = False,
     peers: bool = True,
-) -> None:
+) -> bool:
     """Measure, print tables, and draw the picture.
 
     Parameters
@@ -35,6 +35,11 @@ def run(
         Fewer sizes, rates and rounds: nothing that is larger than the cache.
     peers : bool, default True
         Whether to measure other people's dropout too.
+
+    Returns
+    -------
+    bool
+        Whether all files could be written.
 
     Raises
     ------
@@ -73,10 +78,11 @@ def run(
             timings += mine
         found = machine.info()
     tables.explain(report)
+    written = True
     if json is not None:
         content = {"machine": found, "threads": threads, "timings": [timing.as_dict() for timing in timings]}
-        json.write_text(dumps(content, indent=1) + "\n")
-        report.line(f"The measurements are in {json.absolute()}")
-    picture.draw(plot, timings, found)
-    report.line(f"The picture is {plot.absolute()}")
+        text = dumps(content, indent=1) + "\n"
+        written = report.save("The measurements are in", json, lambda path: path.write_text(text))
+    written &= report.save("The picture is", plot, lambda path: picture.draw(path, timings, found))
     report.line(f"All this took {time.perf_counter() - began:.0f} s.")
+    return written

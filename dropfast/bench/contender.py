@@ -34,6 +34,11 @@ class Contender(ABC):
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     backward = True
 
+    @property
+    def project(self) -> str:
+        """Whose it is: the name without the way that it is run."""
+        return self.name.partition(",")[0]
+
     def version(self) -> str | None:
         """Return the installed version, None if it is not installed."""
         for distribution in self.distributions:

@@ -51,7 +51,7 @@ def info() -> dict[str, Any]:
         "numpy": np.__version__,
         "dropfast": dropfast.show_config(mode="dicts"),
         "versions": {name: version for name, version in versions.items() if version is not None},
-        "not installed": [name for name, version in versions.items() if version is None],
+        "not installed": list(dict.fromkeys(c.project for c in CONTENDERS if versions[c.name] is None)),
     }
 
 
@@ -60,11 +60,7 @@ def describe() -> list[str]:
     found = info()
     config, versions = found["dropfast"], found["versions"]
     backend = config["backend"] + (f" {config['isa']}" if config["isa"] else "")
-    peers = {
-        c.distributions: f"{c.name.split(',')[0]} {versions[c.name]}"
-        for c in CONTENDERS
-        if c.peer and c.name in versions
-    }
+    peers = {c.project: f"{c.project} {versions[c.name]}" for c in CONTENDERS if c.peer and c.name in versions}
     return [
         f"{found['cpu']}, {found['cores']} cores, {found['system']}, Python {found['python']}, NumPy {found['numpy']}",
         f"dropfast {config['version']}, {backend}; threads: {config['threads']}",

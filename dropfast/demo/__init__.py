@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 
-def run(out: Path, *, quick: bool = False) -> None:
+def run(out: Path, *, quick: bool = False) -> bool:
     """Answer the question on this machine, with an example, timings, training and gradient noise, and draw the picture.
 
     All but the timings is the same in every run on one machine: the seeds are fixed.
@@ -18,6 +18,11 @@ def run(out: Path, *, quick: bool = False) -> None:
         Where to write the picture, a PNG.
     quick : bool, default False
         Fewer seeds and masks, for a look within seconds.
+
+    Returns
+    -------
+    bool
+        Whether the picture could be written.
 
     Raises
     ------
@@ -45,9 +50,9 @@ def run(out: Path, *, quick: bool = False) -> None:
         training.show(report, trained)
         noise = variance.measure(report, pairs=20 if quick else 200)
         variance.show(report, noise)
-    picture.draw(out, trained, noise)
     report.heading("The answer")
     report.text(answer.text(turns, trained, noise))
     report.line()
-    report.line(f"The picture is {out.absolute()}")
+    written = report.save("The picture is", out, lambda path: picture.draw(path, trained, noise))
     report.line(f"All this took {time.perf_counter() - began:.0f} s.")
+    return written

@@ -146,34 +146,23 @@ def _on_and_off_diagonal(a: Series) -> tuple[float, float]:
 def show(report: Report, noise: Noise) -> None:
     """Print measured and predicted variances as a table, and whether the mean gradients agree."""
     sizes = np.array(SIZES_OF_BATCH, np.float64)
-    columns = []
+    columns: list[list[str]] = [[f"{m}" for m in SIZES_OF_BATCH]]
     for mode in COMPARED:
-        columns += [*noise.measured(mode), noise.predicted(mode, sizes)[0]]
-    columns.append(noise.measured("shared")[0] / noise.measured("per-sample")[0])
-    formats = ".4g", ".2g", ".4g", ".4g", ".2g", ".4g", ".1f"
+        for values, errors in (noise.measured(mode), noise.predicted(mode, sizes)):
+            columns.append([f"{v:.4g} +- {error:.2g}" for v, error in zip(values, errors, strict=True)])
+    columns.append([f"{r:.1f}" for r in noise.measured("shared")[0] / noise.measured("per-sample")[0]])
     report.table(
-        [
-            "\nM",
-            "per-sample\nmeasured",
-            "std.\nerror",
-            "\nformula",
-            "shared\nmeasured",
-            "std.\nerror",
-            "\nformula",
-            "shared /\nper-sample",
-        ],
-        [
-            [f"{m}", *(f"{value:{spec}}" for value, spec in zip(row, formats, strict=True))]
-            for m, *row in zip(SIZES_OF_BATCH, *columns, strict=True)
-        ],
-        title="variance over the masks of the gradient of a batch of M",
+        ["\nM", "per-sample\nmeasured", "\nformula", "shared\nmeasured", "\nformula", "shared /\nper-sample"],
+        list(zip(*columns, strict=True)),
+        title="variance over the masks of the gradient of a batch of M, +- its standard error",
     )
     distance, by_chance = noise.mean_distance()
     length = np.linalg.norm(noise.means["shared"])
     report.text(
         f"Summed over all weights. The formula is V/M + (M-1)/M C with V = {noise.v.mean():.4g}, and C = 0 per-sample "
-        f"or {noise.c.mean():.3g} shared, estimated from other masks; measured and formula are never more than "
-        f"{noise.worst():.1f} standard errors apart. The mean is the same: the two modes' mean gradients, {length:.2g} "
+        f"or {noise.c.mean():.3g} shared. These are estimated too, from other masks, and so the formula has an error "
+        f"of its own; measured and formula are never further apart than {noise.worst():.1f} standard errors of their "
+        f"difference. The mean is the same: the two modes' mean gradients, {length:.2g} "
         f"long, are {distance:.2g} apart, and chance alone would make that {by_chance:.2g}. Picking the samples at "
         f"random adds {noise.data:.3g}/M in both modes."
     )

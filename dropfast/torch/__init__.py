@@ -13,6 +13,10 @@ backward pass computes the same mask again.
 True
 """
 
+from dropfast import _doors
+
+_doors.need("torch")
+
 from dropfast.torch.conversion import convert, revert
 from dropfast.torch.functions import apply, dropout
 from dropfast.torch.layers import Dropout, Dropout1d, Dropout2d, Dropout3d

@@ -48,14 +48,14 @@ def state_of(key: int, draw: int, start: int = 0) -> Tensor:
     return torch.tensor((key - (key >> 63 << 64), draw, start), dtype=torch.int64, device="cpu")
 
 
-def new_key(generator: torch.Generator | None = None, shape: tuple[int, ...] = ()) -> Tensor:
+def new_key(generator: torch.Generator | None = None) -> Tensor:
     """Return 64 random bits; under torch.vmap, for each example its own if that is what it wants."""
-    return torch.randint(-(1 << 63), (1 << 63) - 1, shape, dtype=torch.int64, device="cpu", generator=generator)
+    return torch.randint(-(1 << 63), (1 << 63) - 1, (), dtype=torch.int64, device="cpu", generator=generator)
 
 
-def new_state(generator: torch.Generator | None = None, shape: tuple[int, ...] = ()) -> Tensor:
-    """Return the state of a new mask, or of as many as that shape has elements."""
-    key = new_key(generator, shape)
+def new_state(generator: torch.Generator | None = None) -> Tensor:
+    """Return the state of a new mask."""
+    key = new_key(generator)
     zero = torch.zeros_like(key)
     return torch.stack((key, zero, zero), -1)
 
@@ -160,14 +160,10 @@ def _apply_with_gradients(keys: Any, *args: Any) -> Tensor:
     return call(*args)
 
 
-def _in_front(input: Tensor, axis: int | None, size: int) -> Tensor:
-    return input.expand(size, *input.shape) if axis is None else input.movedim(axis, 0)
-
-
 def _apply_of_many(
     info: Any, in_dims: tuple[int | None, ...], input: Tensor, state: Tensor, strides: Sequence[int], threshold: int
 ) -> tuple[Tensor, int]:
-    input = _in_front(input, in_dims[0], info.batch_size)
+    input = input.expand(info.batch_size, *input.shape) if in_dims[0] is None else input.movedim(in_dims[0], 0)
     if in_dims[1] is not None:
         return operators.apply(input, state.movedim(in_dims[1], 0), strides, threshold), 0
     behind_states = state.ndim - 1

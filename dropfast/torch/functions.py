@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from dropfast import _checks
+from dropfast import _checks, _doors
 from dropfast._mask import Mask
 from dropfast.torch import _operators, _private
 from dropfast.torch._eager import FLOATS, by_plain_recipe, by_recipe, is_plain
@@ -20,6 +20,8 @@ from dropfast.torch._operators import ALL_64, new_key, operators
 
 def probability(p: Any) -> float:
     """Return a probability as a float, if it is one."""
+    if isinstance(p, bool):
+        raise TypeError(f"dropout probability has to be a number, but got {p}")
     if type(p) is not float:
         if not isinstance(p, (float, int, np.integer, np.floating, Tensor)):
             raise TypeError(f"p must be a real number, or a tensor or an array scalar of one, got {type(p).__name__}")
@@ -166,7 +168,7 @@ dropout.__prepare_scriptable__ = lambda: functional.dropout  # type: ignore[attr
 
 def _check_tensor(input: Any) -> None:
     if not isinstance(input, Tensor):
-        raise TypeError(f"input must be a torch.Tensor, got {type(input).__name__}")
+        raise TypeError(f"input must be a torch.Tensor, got {type(input).__name__}{_doors.hint(input)}")
 
 
 def check_leaf(input: Tensor) -> None:

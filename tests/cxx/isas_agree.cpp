@@ -93,7 +93,8 @@ uint64_t all_cases() {
     }
   }
   add(run_contiguous(DROPFAST_FLOAT32, (40 << 20) / 4, 0.5, 3));  // past the caches
-  add(run_contiguous(DROPFAST_FLOAT32, 140000, 0.3, (uint64_t{1} << 32) - 70000));  // more than a batch
+  add(run_contiguous(DROPFAST_FLOAT32, 140000, 0.3, (uint64_t{1} << 32) - 70000));
+  add(run(DROPFAST_FLOAT32, 2, 140000, 1, 0.3, (uint64_t{1} << 32) - 70000, 0));  // more than a batch
   for (int dtype = 0; dtype < 4; ++dtype) add(run(dtype, 90, 100, 1, 0.3, 77, 0, 0));  // short rows without gaps
   return digest(all);
 }

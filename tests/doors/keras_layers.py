@@ -292,6 +292,20 @@ ERRORS: dict[str, tuple[Any, type[Exception], str]] = {
         TypeError,
         "^noise_shape must be a sequence of integers and None, got '1'$",
     ),
+    "seed-boolean": (lambda: Dropout(0.5, seed=True), TypeError, "^seed must be an integer, got bool$"),
+    "noise_shape-boolean": (
+        lambda: Dropout(0.5, (True, None)),
+        TypeError,
+        r"^noise_shape must be a sequence of integers and None, got \(True, None\)$",
+    ),
+    **{
+        f"noise_shape-{noise}": (
+            lambda noise=noise: Dropout(0.5, noise),
+            ValueError,
+            r"^noise_shape of a layer must have entries in \[1, 2\*\*63\) or None, got ",
+        )
+        for noise in [(20, -1, 10), (20, 0, 10)]
+    },
     "data_format": (
         lambda: SpatialDropout2D(0.5, "NCHW"),
         ValueError,

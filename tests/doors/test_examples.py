@@ -15,8 +15,8 @@ EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 PATIENCE = 300  # seconds
 
 
-def run(name: str, *args: str, cwd: Path) -> str:
-    """Run an example as a user would, and return what it printed."""
+def run(name: str, *args: str, cwd: Path, status: int = 0) -> str:
+    """Run an example as a user would, and return what it printed, or what went wrong if that is meant."""
     done = subprocess.run(
         [sys.executable, "-W", "error", str(EXAMPLES / name), *args],
         cwd=cwd,
@@ -26,8 +26,8 @@ def run(name: str, *args: str, cwd: Path) -> str:
         timeout=PATIENCE,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.returncode == status, done.stderr
+    return done.stderr if status else done.stdout
 
 
 def test_dask_large_array(tmp_path: Path) -> None:
@@ -57,6 +57,12 @@ def test_cnn(name: str, tmp_path: Path) -> None:
         assert 0 < train_loss < 2
         assert 0 < alone < step
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", CNNS)
+def test_a_picture_that_cannot_be_written_is_refused_at_once(name: str, tmp_path: Path) -> None:
+    words = run(f"{name}.py", "--out", "missing/curves.png", cwd=tmp_path, status=2)
+    assert "--out must be a file that can be written, got missing/curves.png: No such file or directory" in words
 
 
 NETWORKS = """

@@ -577,6 +577,11 @@ FAULTS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "x must be a jax.Array or a numpy.ndarray, got list",
     ),
+    "x-subclass": (
+        lambda: door.dropout(KEY, np.ones((4, 6), np.float32).view(np.recarray), 0.5),
+        TypeError,
+        "x must be a numpy.ndarray or numpy.memmap itself, got the subclass recarray; numpy.asarray(x) makes one",
+    ),
     "x-integers": (
         lambda: door.dropout(KEY, jnp.arange(3), 0.5),
         TypeError,
@@ -621,6 +626,32 @@ FAULTS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: jax.jit(lambda draw: door.dropout(KEY, ONES, 0.5, draw=draw))(1.0),
         TypeError,
         "draw must be an integer, got float32 of the shape ()",
+    ),
+    "key-boolean": (
+        lambda: door.dropout(True, ONES, 0.5),
+        TypeError,
+        "key must be a JAX key or its uint32 words, got bool",
+    ),
+    "draw-boolean": (lambda: door.dropout(KEY, ONES, 0.5, draw=True), TypeError, "draw must be an integer, got bool"),
+    "draw-boolean-array": (
+        lambda: door.dropout(KEY, ONES, 0.5, draw=jnp.array(True)),
+        TypeError,
+        "draw must be an integer, got ArrayImpl",
+    ),
+    "draw-boolean-traced": (
+        lambda: jax.jit(lambda draw: door.dropout(KEY, ONES, 0.5, draw=draw))(True),
+        TypeError,
+        "draw must be an integer, got bool of the shape ()",
+    ),
+    "shared-axes-boolean": (
+        lambda: door.dropout(KEY, ONES, 0.5, shared_axes=False),
+        TypeError,
+        "shared_axes must be an integer or a sequence of integers, got False",
+    ),
+    "noise-shape-boolean": (
+        lambda: door.dropout(KEY, ONES, 0.5, noise_shape=(True, None)),
+        TypeError,
+        "noise_shape must be a sequence of integers and None, got (True, None)",
     ),
     "shared-axes": (
         lambda: door.dropout(KEY, ONES, 0.5, shared_axes=2),

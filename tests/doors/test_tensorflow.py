@@ -351,6 +351,29 @@ ERRORS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         TypeError,
         "draw must be an integer or a scalar integer tensor, got <tf.Tensor: shape=(), dtype=float32, numpy=1.5>",
     ),
+    "seed-boolean": ({"seed": True}, TypeError, "seed must be an integer, got bool"),
+    "key-boolean": ({"seed": (True, 0)}, TypeError, "key must be an integer, got bool"),
+    "draw-boolean": ({"seed": (0, np.True_)}, TypeError, "draw must be an integer, got bool"),
+    "key-boolean-tensor": (
+        {"seed": (tf.constant(True), 0)},
+        TypeError,
+        "key must be an integer or a scalar integer tensor, got <tf.Tensor: shape=(), dtype=bool, numpy=True>",
+    ),
+    "noise_shape-number": ({"noise_shape": 1}, TypeError, "noise_shape must be a sequence of integers and None, got 1"),
+    **{
+        f"noise_shape-{name}": (
+            {"noise_shape": bad},
+            TypeError,
+            f"noise_shape must be a sequence of integers and None, got {bad!r}",
+        )
+        for name, bad in {
+            "boolean": (True, None),
+            "boolean-tensor": tf.constant([True, True]),
+            "boolean-tensor-inside": (tf.constant(True), None),
+            "float-tensor": tf.constant([1.0, 3.0]),
+            "float-tensor-inside": (None, tf.constant(1.0)),
+        }.items()
+    },
     "noise_shape": (
         {"noise_shape": (2, 2)},
         ValueError,
@@ -365,6 +388,14 @@ ERRORS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 def test_errors(arguments: dict[str, Any], kind: type[Exception], message: str, way: Any) -> None:
     with pytest.raises(kind, match=exactly(message)):
         way(lambda: dropout(**{"x": X, "rate": 0.5, **arguments}))()
+
+
+@pytest.mark.parametrize("bad", [True, 1.5, "3"])
+def test_a_noise_shape_of_tensors_and_something_else(bad: Any) -> None:
+    """In a graph they meet in one tensor, which would make an integer of anything."""
+    message = f"noise_shape must be a sequence of integers and None, got [None, {bad!r}]"
+    with pytest.raises(TypeError, match=re.escape(message)):
+        tf.function(lambda n: dropout(X, 0.5, noise_shape=(n, bad)))(tf.constant(1))
 
 
 @each_way

@@ -4,6 +4,7 @@ import re
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cases import Shape
@@ -192,6 +193,33 @@ def test_bad_p_has_torchs_words(p: float) -> None:
     for call in (lambda: dropfast.torch.dropout(torch.ones(3), p), lambda: dropfast.torch.Dropout(p)):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+@pytest.mark.parametrize("p", [True, False])
+def test_a_boolean_is_no_probability(p: bool) -> None:
+    """dropout(x, True), where training was meant, would zero all."""
+    for call in (lambda: dropfast.torch.dropout(torch.ones(3), p), lambda: dropfast.torch.Dropout(p)):
+        with pytest.raises(TypeError, match=f"^dropout probability has to be a number, but got {p}$"):
+            call()
+
+
+@pytest.mark.parametrize("bad", [False, np.True_, torch.tensor(True), (True,)], ids=repr)
+def test_a_boolean_is_no_axis(bad: Any) -> None:
+    message = re.escape(f"shared_axes must be an integer or a sequence of integers, got {bad!r}")
+    for call in (lambda **to: dropfast.torch.dropout(torch.ones(3), **to), dropfast.torch.Dropout):
+        with pytest.raises(TypeError, match=message):
+            call(shared_axes=bad)
+    message = re.escape(f"noise_shape must be a sequence of integers and None, got {(bad, None)}")
+    for call in (lambda **to: dropfast.torch.dropout(torch.ones(3, 2), **to), dropfast.torch.Dropout):
+        with pytest.raises(TypeError, match=message):
+            call(noise_shape=(bad, None))
+
+
+@pytest.mark.parametrize("noise", [(20, -1, 10), (20, 0, 10)], ids=str)
+def test_what_fits_no_tensor(noise: tuple[int, ...]) -> None:
+    message = re.escape(f"noise_shape of a layer must have entries in [1, 2**63) or None, got {noise}")
+    with pytest.raises(ValueError, match=message):
+        dropfast.torch.Dropout(noise_shape=noise)
 
 
 @pytest.mark.parametrize("p", ["0.5", None, [0.5]])
