@@ -38,7 +38,7 @@ class Network:
             self.dropout,
             nn.Linear(UNITS, 10),
         )
-        torch.manual_seed(seed)  # again: the same weights, whatever a dropout drew for itself
+        torch.manual_seed(seed)  # again: the same weights, whatever the layers drew for themselves
         for layer in self.layers:
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.xavier_uniform_(layer.weight)

@@ -12,6 +12,7 @@ import tensorflow as tf
 import torch
 from cases import DTYPES, MODES, Array, Shape, values
 from expected import assert_same_bits
+from tensors import next_mask
 
 import dropfast
 import dropfast.dask
@@ -84,6 +85,5 @@ def test_the_words_of_each_framework_mean_the_same_mask() -> None:
     by_rng = dropfast.dropout(x, 0.5, rng=5)
     assert_same_bits(dropfast.dask.dropout(da.from_array(x, chunks=7), 0.5, rng=rng).compute(), by_rng)
     assert_same_bits(dropfast.tensorflow.dropout(tf.constant(x), 0.5, seed=5).numpy(), by_rng)
-    layer = dropfast.torch.Dropout(0.5)
-    mask = dropfast.Mask(x.shape, 0.5, key=layer.key, draw=layer.draw)
-    assert_same_bits(from_torch(layer(torch.from_numpy(x))), mask.apply(x))
+    mask = next_mask(x.shape)
+    assert_same_bits(from_torch(dropfast.torch.Dropout(0.5)(torch.from_numpy(x))), mask.apply(x))

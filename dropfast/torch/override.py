@@ -1,0 +1,175 @@
+"""Every call of dropout in a process: kernels for PyTorch's own operators, which all its dropout comes to."""
+
+from __future__ import annotations
+
+import math
+import threading
+import warnings
+from contextlib import AbstractContextManager
+
+import numpy as np
+import torch
+import torch.compiler.config
+from torch import Tensor, library
+
+from dropfast import _backend, _checks
+from dropfast.torch import _private
+from dropfast.torch._eager import FLOATS, by_plain_recipe, is_plain
+from dropfast.torch._operators import ALL_64, array_of, new_key, operators, strides_of
+from dropfast.torch.functions import check_leaf
+
+aten = torch.ops.aten
+
+# In compiled code, where PyTorch's own dropout is part of a loop, ours is a call: it has to be worth one.
+_WORTH_A_CALL = 1 << 13
+
+_lock = threading.Lock()
+_kernels: library.Library | None = None
+_TAG = "dropfast"
+
+
+class _Enabled(AbstractContextManager["_Enabled"]):
+    """What `enable` returns, for those who want to undo it at the end of a block."""
+
+    def __init__(self, was_enabled: bool) -> None:
+        self._was_enabled = was_enabled
+
+    def __exit__(self, *_: object) -> None:
+        if not self._was_enabled:
+            disable()
+
+
+def enable() -> AbstractContextManager[object]:
+    """Give every dropout of PyTorch on the CPU dropfast's masks, in the whole process, whoever calls it.
+
+    Returns
+    -------
+    context manager
+        Which calls `disable` at the end of its block, unless it was enabled before.
+
+    Notes
+    -----
+    `torch.nn.functional.dropout` and all that comes to it: modules, attention, LSTM and GRU, transformer layers, calls
+    from C++, in eager mode and in what is compiled from now on. Models, checkpoints and seeds stay as they are: the key
+    of each mask is one number of PyTorch's default generator. Dense float16, bfloat16, float32 and float64 tensors on
+    the CPU have dropfast's masks; others do not notice. AlphaDropout and dropout of whole channels, as by
+    `torch.nn.Dropout2d`, stay PyTorch's. A process that is spawned, not forked, has to enable for itself.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import dropfast.torch
+    >>> x = torch.ones(2, 6)
+    >>> with dropfast.torch.enable():
+    ...     _ = torch.manual_seed(0)
+    ...     y = torch.nn.functional.dropout(x)
+    >>> _ = torch.manual_seed(0)
+    >>> torch.equal(y, dropfast.torch.dropout(x))
+    True
+    """
+    global _kernels
+    with _lock:
+        was_enabled = _kernels is not None
+        if not was_enabled:
+            kernels = library.Library("aten", "IMPL")  # which takes all back if one cannot be had
+            with warnings.catch_warnings():  # PyTorch says that some have a kernel already, which is the point
+                warnings.simplefilter("ignore")
+                for key in ("AutogradCPU", "CPU", "FuncTorchDynamicLayerFrontMode"):
+                    kernels.impl("dropout", _dropout, key)
+                    kernels.impl("dropout_", _dropout_, key)
+                kernels.impl("native_dropout", _native_dropout, "CPU")
+            _kernels = kernels
+            _let_compilers_know()
+    return _Enabled(was_enabled)
+
+
+def disable() -> None:
+    """Give PyTorch its own dropout back: undo `enable`.
+
+    Notes
+    -----
+    What was compiled in between keeps dropfast's masks.
+
+    Examples
+    --------
+    >>> import dropfast.torch
+    >>> _ = dropfast.torch.enable()
+    >>> dropfast.torch.disable()
+    """
+    global _kernels
+    with _lock:
+        if _kernels is not None:
+            _private.destroy(_kernels)
+            _kernels = None
+            _let_compilers_know()
+
+
+def _let_compilers_know() -> None:
+    """Make them look for the kernels again, and not on disk for what they made of the others."""
+    _private.forget_kernels(aten.dropout.default, aten.dropout_.default, aten.native_dropout.default)
+    tags = [tag for tag in torch.compiler.config.cache_key_tag.split("+") if tag and tag != _TAG]
+    torch.compiler.config.cache_key_tag = "+".join([*tags, _TAG] if _kernels is not None else tags)
+
+
+# ---- the kernels ---------------------------------------------------------------------------------
+
+
+def _does_something(input: Tensor, p: float, train: bool) -> bool:
+    if not 0 <= p <= 1:
+        raise RuntimeError(f"dropout probability has to be between 0 and 1, but got {p}")
+    return train and p > 0 and input.numel() > 0
+
+
+def _by_eager(input: Tensor, p: float, inplace: bool = False) -> Tensor:
+    shape = tuple(input.shape)
+    recipe = shape, _checks.sharing(shape, (), None)[0], 0, int(new_key()) & ALL_64, 0, _checks.threshold(p)
+    return by_plain_recipe(input, recipe, inplace)
+
+
+def _is_worth_a_call(input: Tensor) -> bool:
+    """Return whether compiled code should call our operator: for long loops, and where only it repeats its mask."""
+    size = input.numel()
+    if not isinstance(size, int) or size >= _WORTH_A_CALL:
+        return True
+    return _private.memory_budget() != 1
+
+
+def _dropout(input: Tensor, p: float, train: bool) -> Tensor:
+    if not _does_something(input, p, train):
+        return input
+    if is_plain(input):
+        return _by_eager(input, p)
+    in_a_graph = _private.is_compiling() and not torch.compiler.is_exporting()
+    if in_a_graph and input.dtype in FLOATS and not _private.is_wrapper(input) and _is_worth_a_call(input):
+        return operators.dropout(input, _checks.threshold(p), ())  # type: ignore[no-any-return]
+    # PyTorch's own operator, which all who look on know: its gradients are PyTorch's, and the kernel is ours.
+    return aten.native_dropout(input, p, True)[0]  # type: ignore[no-any-return]
+
+
+def _dropout_(input: Tensor, p: float, train: bool) -> Tensor:
+    if not _does_something(input, p, train):
+        return input
+    if is_plain(input):
+        check_leaf(input)
+        return _by_eager(input, p, inplace=True)
+    return input.copy_(_dropout(input, p, train))
+
+
+def _native_dropout(input: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
+    keep = torch.empty_like(input, dtype=torch.bool, requires_grad=False)
+    if input.numel() == 0:
+        return input, keep
+    if train is False:
+        return input.clone(), keep.fill_(True)
+    if input.dtype not in FLOATS:
+        return input.mul(keep.bernoulli_(1 - p)).mul_(0.0 if p == 1 else 1 / (1 - p)), keep
+    x = input.detach()
+    output = torch.empty_like(x)
+    shape = tuple(x.shape)
+    recipe = shape, strides_of(shape, ()), 0, int(new_key()) & ALL_64, 0, _checks.threshold(p)
+    _backend.apply(array_of(x), array_of(output), recipe)
+    packed = np.empty((math.prod(shape) + 7) // 8, np.uint8)
+    _backend.active.packed(packed, recipe)
+    bits = np.unpackbits(packed, count=math.prod(shape), bitorder="little")
+    keep.copy_(torch.from_numpy(bits.reshape(shape)))
+    return output, keep

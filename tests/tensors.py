@@ -1,0 +1,53 @@
+"""PyTorch's tensors and NumPy's arrays with the same bits, and masks from PyTorch's generator."""
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from cases import DTYPES, Shape
+
+from dropfast import Mask
+
+# PyTorch's own, in PyTorch's own code; their categories differ from version to version.
+IGNORE_THEIR_WARNINGS = [
+    pytest.mark.filterwarnings(f"ignore:{words}")
+    for words in (
+        r".*torch\.jit.*is deprecated",
+        "The .grad attribute of a Tensor that is not a leaf",
+        "The PyTorch API of nested tensors",
+        "Sparse CSR tensor support is in beta state",
+        r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+        "Attempted to insert a get_attr Node with no underlying reference",  # torch.func.linearize
+    )
+]
+
+TORCH_DTYPES = {name: getattr(torch, name) for name in DTYPES}
+
+
+def tensor(array: Any) -> torch.Tensor:
+    """A tensor with the bits of an array."""
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(np.array(array).view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(np.array(array))
+
+
+def array(tensor: torch.Tensor) -> Any:
+    """An array with the bits of a tensor."""
+    tensor = tensor.detach()
+    if tensor.dtype is torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
+
+
+def next_key(generator: torch.Generator | None = None) -> int:
+    """The key that the next dropout will take from a generator, which stays as it is."""
+    copy = torch.Generator()
+    copy.set_state(torch.get_rng_state() if generator is None else generator.get_state())
+    return int(torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, generator=copy)) % 2**64
+
+
+def next_mask(shape: Shape, p: float = 0.5, generator: torch.Generator | None = None, **sharing: Any) -> Mask:
+    """The mask that the next dropout will have."""
+    return Mask(shape, p, key=next_key(generator), **sharing)
