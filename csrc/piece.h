@@ -116,8 +116,9 @@ constexpr int64_t kPatternBits = 16384, kShortPatternBits = 2048;
 // the next run makes use of the rest of their cache lines.
 constexpr int64_t kNearItems = 512, kFarItems = 32, kFarBytes = 256;
 
-// Rows whose bits are transposed together: 64 KiB of bits, of which each row has whole cache lines.
-constexpr int64_t kTileRows = 1024, kTileBits = 64 * kSquares;
+// Rows whose bits are transposed together: 64 KiB of bits, of which each row has whole cache lines. Fewer than 8 rows
+// are not worth it.
+constexpr int64_t kFewestRows = 8, kTileRows = 1024, kTileBits = 64 * kSquares;
 
 inline const auto kOnes = [] {
   std::array<uint64_t, kPatternBits / 64 + 1> words;
@@ -154,7 +155,7 @@ class Piece {
       if (d == run || d == repeat) continue;
       if (axes[d].mask == 0) {
         shared_[shared_n_++] = axes[d];
-      } else if (side_by_side(axes[d]) && !contiguous_) {
+      } else if (side_by_side(axes[d]) && !contiguous_ && axes[d].length >= kFewestRows) {
         across_ = axes[d];
       } else {
         outer_[outer_n_++] = axes[d];
@@ -229,8 +230,22 @@ class Piece {
     for (int64_t r = 0; r < rows; ++r) batch.add(nullptr, nullptr, index + (uint64_t)r * (uint64_t)across_.mask);
     batch.flush();
 
-    constexpr int64_t kColumns = 16;  // of each square at a time, for those of all squares lie in one cache line
     for (int64_t s = 0; s < squares; ++s) kernels_.transpose(drawn + s * kSquareWords);
+    if (squares == 1 && run_.x == rows * size_ &&
+        run_.out == rows * size_) {  // short columns behind each other are one
+      for (int64_t first = 0; first < bits; first += 64) {
+        const int64_t n = std::min<int64_t>(64, bits - first);
+        uint64_t joined[64 + 1] = {}, column[2] = {};
+        for (int64_t c = 0; c < n; ++c) {
+          column[0] = drawn[c * kSquares + first / 64];
+          append_bits(joined, c * rows, column, 0, rows);
+        }
+        for_each_shared(shared_n_, x + first * run_.x, out + first * run_.out,
+                        [&](const char* x, char* out) { select(x, out, n * rows, joined, 0); });
+      }
+      return;
+    }
+    constexpr int64_t kColumns = 16;  // of each square at a time, for those of all squares lie in one cache line
     for (int64_t c = 0; c < std::min<int64_t>(64, bits); c += kColumns) {
       uint64_t columns[kSquares][kColumns][kTileRows / 64 + 1];  // with a word behind the last bit
       for (int64_t s = 0; s < squares; ++s) {

@@ -139,6 +139,8 @@ LAYOUT_WORK += [
     ((0, 5), "per-sample"),
     ((700,), "per-sample"),
     ((5, 7, 70), "shared-last"),
+    ((40, 300), "per-sample"),
+    ((12, 9, 150), "shared-middle"),
     ((6, 1, 33), "shared-middle"),
 ]
 
