@@ -21,6 +21,7 @@ from dropfast import _backend
 from dropfast.torch import _private
 
 ALL_64 = (1 << 64) - 1
+KEYS = -(1 << 63), (1 << 63) - 1  # as signed numbers
 
 _LIBRARY = library.Library("dropfast", "DEF")
 _PURE, _RANDOM = torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_seeded
@@ -50,7 +51,7 @@ def state_of(key: int, draw: int, start: int = 0) -> Tensor:
 
 def new_key(generator: torch.Generator | None = None) -> Tensor:
     """Return 64 random bits; under torch.vmap, for each example its own if that is what it wants."""
-    return torch.randint(-(1 << 63), (1 << 63) - 1, (), dtype=torch.int64, device="cpu", generator=generator)
+    return torch.randint(*KEYS, (), dtype=torch.int64, device="cpu", generator=generator)
 
 
 def new_state(generator: torch.Generator | None = None) -> Tensor:

@@ -14,8 +14,8 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from dropfast import _checks, _doors
 from dropfast._mask import Mask
 from dropfast.torch import _operators, _private
-from dropfast.torch._eager import FLOATS, by_plain_recipe, by_recipe, is_plain
-from dropfast.torch._operators import ALL_64, new_key, operators
+from dropfast.torch._eager import FLOATS, by_plain_recipe, by_recipe, is_plain, plain_key
+from dropfast.torch._operators import operators
 
 
 def probability(p: Any) -> float:
@@ -156,8 +156,7 @@ def dropout(
         check_leaf(input)
     shape = tuple(input.shape)
     strides, _ = _checks.sharing(shape, shared_axes, noise_shape)
-    key = int(new_key(generator)) & ALL_64
-    return by_plain_recipe(input, (shape, strides, 0, key, 0, _checks.threshold(p)), inplace)
+    return by_plain_recipe(input, (shape, strides, 0, plain_key(generator), 0, _checks.threshold(p)), inplace)
 
 
 dropout.__prepare_scriptable__ = lambda: functional.dropout  # type: ignore[attr-defined]  # for torch.jit.script

@@ -14,7 +14,7 @@ from torch import Tensor, library
 
 from dropfast import _backend, _checks
 from dropfast.torch import _private
-from dropfast.torch._eager import FLOATS, by_plain_recipe, is_plain
+from dropfast.torch._eager import FLOATS, by_plain_recipe, is_plain, plain_key
 from dropfast.torch._operators import ALL_64, array_of, new_key, operators, strides_of
 from dropfast.torch.functions import check_leaf
 
@@ -122,7 +122,7 @@ def _does_something(input: Tensor, p: float, train: bool) -> bool:
 
 def _by_eager(input: Tensor, p: float, inplace: bool = False) -> Tensor:
     shape = tuple(input.shape)
-    recipe = shape, _checks.sharing(shape, (), None)[0], 0, int(new_key()) & ALL_64, 0, _checks.threshold(p)
+    recipe = shape, _checks.sharing(shape, (), None)[0], 0, plain_key(), 0, _checks.threshold(p)
     return by_plain_recipe(input, recipe, inplace)
 
 
