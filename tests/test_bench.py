@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cases import PAGE
 from processes import run_module
 
 from dropfast.bench.case import Case
@@ -27,6 +28,11 @@ def test_bench(tmp_path: Path) -> None:
     assert not any("," in name for name in content["machine"]["not installed"])
     assert {timing["contender"] for timing in content["timings"]} == {contender.name for contender in OURS}
     assert all(timing["median"] > 0 for timing in content["timings"])
+
+
+def test_arrays_begin_as_numpys_do() -> None:
+    for array in Case((64, 1024), 0.5, backward=True).arrays():
+        assert array.ctypes.data % PAGE == 16
 
 
 @pytest.mark.parametrize("wrong", ["rate", "scale", "shared", "backward"])

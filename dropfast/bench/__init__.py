@@ -73,7 +73,7 @@ def run(
             report.heading(f"{cases[0].mode}, float32, {threads} thread{'s' * (threads > 1)}")
             mine: list[Timing] = []
             for case in report.track("timing", cases):
-                mine += measure(case, taking_part, rounds=5 if quick else 9)
+                mine += measure(case, taking_part, rounds=5 if quick else 21)
             tables.show(report, mine)
             timings += mine
         found = machine.info()

@@ -20,7 +20,7 @@ class Case:
     Attributes
     ----------
     shape : tuple of int
-        Of the data: samples and units.
+        Of the data: samples first, then units, or whatever a sample has.
     rate : float
         Probability that an element is dropped.
     dtype : {'float32', 'bfloat16'}
@@ -33,7 +33,7 @@ class Case:
         How many threads a contender may use.
     """
 
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     rate: float
     dtype: str = "float32"
     shared: bool = False
@@ -56,9 +56,9 @@ class Case:
         return math.prod(self.shape)
 
     @property
-    def noise_shape(self) -> tuple[int, int]:
+    def noise_shape(self) -> tuple[int, ...]:
         """Shape of the mask."""
-        return (1, self.shape[1]) if self.shared else self.shape
+        return (1, *self.shape[1:]) if self.shared else self.shape
 
     @property
     def scale(self) -> float:
@@ -76,7 +76,7 @@ class Case:
 
     def dy(self) -> Array:
         """Return the gradient that comes in, with values like the data; without rows where none is asked for."""
-        return _data(self.shape if self.backward else (0, self.shape[1]), self.dtype, 1)
+        return _data(self.shape if self.backward else (0, *self.shape[1:]), self.dtype, 1)
 
     def arrays(self) -> tuple[Array, Array, Array, Array]:
         """Return x, dy, and an array for each result."""
@@ -118,21 +118,26 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     return np.dtype(name)
 
 
-def empty(shape: tuple[int, ...], dtype: np.dtype[Any] | type[Any]) -> Array:
-    """Return an array at the start of a page of memory; no page is new when time is taken.
+PAGE = 4096
+BEHIND = 16  # bytes behind a page at which arrays begin
 
-    Where two arrays lie in their pages can cost NumPy a factor of six (loads that seem to follow stores to the same
-    place), and chance should not decide that.
+
+def empty(shape: tuple[int, ...], dtype: np.dtype[Any] | type[Any]) -> Array:
+    """Return an array 16 bytes behind the start of a page of memory; no page is new when time is taken.
+
+    NumPy's own big arrays begin 16 or 32 bytes behind a multiple of 64, so that vectors straddle cache lines unless
+    somebody sees to it. Where two arrays lie in their pages can cost NumPy a factor of six (loads that seem to follow
+    stores to the same place), and chance should not decide that.
     """
-    dtype, page = np.dtype(dtype), 4096
+    dtype = np.dtype(dtype)
     nbytes = math.prod(shape) * dtype.itemsize
-    memory = np.ones(nbytes + page, np.uint8)
-    start = -memory.ctypes.data % page
+    memory = np.ones(nbytes + PAGE + BEHIND, np.uint8)
+    start = -memory.ctypes.data % PAGE + BEHIND
     return memory[start : start + nbytes].view(dtype).reshape(shape)
 
 
 @lru_cache(maxsize=2)  # data and gradient: all contenders of a case read the same memory, as far as they can
-def _data(shape: tuple[int, int], dtype: str, seed: int) -> Array:
+def _data(shape: tuple[int, ...], dtype: str, seed: int) -> Array:
     values = np.random.default_rng(seed).random(shape, np.float32)
     values += 1
     x = empty(shape, numpy_dtype(dtype))

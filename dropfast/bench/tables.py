@@ -12,7 +12,7 @@ from dropfast.bench.measure import Timing
 def rows(timings: Sequence[Timing]) -> list[list[str]]:
     """Return the table of one mode, its head first: how fast dropfast is, and how many times faster than each."""
     shapes = list(dict.fromkeys(t.case.shape for t in timings))
-    by_name: dict[str, dict[tuple[int, int], Timing]] = {}
+    by_name: dict[str, dict[tuple[int, ...], Timing]] = {}
     for t in timings:
         by_name.setdefault(t.contender.name, {})[t.case.shape] = t
     own, copy = by_name.pop("dropfast"), by_name.pop("np.copyto")
