@@ -141,16 +141,19 @@ void drop(uint64_t key, uint32_t draw, uint64_t threshold, uint64_t index, const
 }
 
 // Halves of squares change places across the diagonal, then quarters in these, and so on.
-void transpose(uint64_t* rows) {
+static_assert(kSquares % kLanes64 == 0, "squares are transposed by whole vectors");
+void transpose(uint64_t* rows, int n) {
   uint64_t lower = 0xffffffff;  // the columns that stay in the upper rows of a block
   for (int half = 32; half > 0; half /= 2, lower ^= lower << half) {
-    for (uint64_t* upper = rows; upper < rows + 64 * kSquares; upper += 2 * half * kSquares) {
-      uint64_t* other = upper + half * kSquares;
-      for (int i = 0; i < half * kSquares; i += kLanes64) {
-        const u64v a = load<u64v>(upper + i), b = load<u64v>(other + i);
-        const u64v change = (a >> splat64(half) ^ b) & splat64(lower);
-        store(upper + i, a ^ change << splat64(half));
-        store(other + i, b ^ change);
+    for (int block = 0; block < 64; block += 2 * half) {
+      for (int r = block; r < block + half; ++r) {
+        for (int s = 0; s < n; s += kLanes64) {
+          uint64_t *upper = rows + r * kSquares + s, *other = upper + half * kSquares;
+          const u64v a = load<u64v>(upper), b = load<u64v>(other);
+          const u64v change = (a >> splat64((uint64_t)half) ^ b) & splat64(lower);
+          store(upper, a ^ change << splat64((uint64_t)half));
+          store(other, b ^ change);
+        }
       }
     }
   }

@@ -14,7 +14,7 @@ static_assert(FLT_EVAL_METHOD == 0 || FLT_EVAL_METHOD == 1, "doubles must be com
 constexpr int kBlockBits = 128;    // stream v1: a Philox call gives one plane of 128 elements
 constexpr int kBatchBlocks = 512;  // drawn at a time: 65,536 bits, whose 8 KiB and those still undecided fit L1
 constexpr int kBatchBits = kBatchBlocks * kBlockBits;
-constexpr int kSquares = 8;     // side by side, for transpose()
+constexpr int kSquares = 16;    // side by side, for transpose()
 constexpr int kDrawGroup = 16;  // draw() reads and writes whole groups: arrays are padded to a multiple of this
 
 typedef void (*Select)(const void* x, void* out, int64_t n, const uint64_t* keep, int64_t first, double scale,
@@ -36,9 +36,9 @@ struct Kernels {
   // The dropout of n elements side by side, whose bits are those of the mask's elements from `index` on.
   Drop drop[4];
 
-  // Each of the squares of 64 x 64 bits that lie side by side in 64 rows of kSquares words: bit c of row r becomes bit
-  // r of row c.
-  void (*transpose)(uint64_t* rows);
+  // In 64 rows of kSquares words, of each of the first n squares of 64 x 64 bits that lie side by side: bit c of row r
+  // becomes bit r of row c.
+  void (*transpose)(uint64_t* rows, int n);
 
   // Makes streaming stores visible to other threads.
   void (*fence)();

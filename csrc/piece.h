@@ -116,9 +116,8 @@ constexpr int64_t kPatternBits = 16384, kShortPatternBits = 2048;
 // the next run makes use of the rest of their cache lines.
 constexpr int64_t kNearItems = 512, kFarItems = 32, kFarBytes = 256;
 
-// Rows whose bits are transposed together: 64 KiB of bits, of which each row has whole cache lines. Fewer than 8 rows
-// are not worth it.
-constexpr int64_t kFewestRows = 8, kTileRows = 1024, kTileBits = 64 * kSquares;
+// Rows whose bits are transposed together, and bits of each: 64 KiB in all. Fewer than 8 rows are not worth it.
+constexpr int64_t kFewestRows = 8, kTileRows = 64 * kSquares, kTileBits = 512;
 
 inline const auto kOnes = [] {
   std::array<uint64_t, kPatternBits / 64 + 1> words;
@@ -131,7 +130,8 @@ inline const auto kOnes = [] {
 //   shared   the same run of bits again
 //   run      one bit after the other
 //   repeat   one bit for so many contiguous elements (1 but for spatial dropout)
-//   across   the mask moves on, and the elements are contiguous, while those of a run are not: Fortran order
+//   across   the mask moves on, and the elements are contiguous, while those of a run are not: Fortran order, say. The
+//            elements of several axes are rows that lie side by side
 class Piece {
  public:
   Piece(const Kernels& kernels, const dropfast_mask& mask, dropfast_dtype dtype, const Axis* axes, int n,
@@ -151,15 +151,10 @@ class Piece {
     if (repeat >= 0) repeat_ = axes[repeat].length;
     run_ = run >= 0 ? axes[run] : Axis{1, repeat_ * size_, repeat_ * size_, 1};
     contiguous_ = run_.x == repeat_ * size_ && run_.out == repeat_ * size_;
+    bool taken[DROPFAST_MAX_NDIM] = {};
+    if (!contiguous_) take_across(axes, n, taken);
     for (int d = 0; d < n; ++d) {
-      if (d == run || d == repeat) continue;
-      if (axes[d].mask == 0) {
-        shared_[shared_n_++] = axes[d];
-      } else if (side_by_side(axes[d]) && !contiguous_ && axes[d].length >= kFewestRows) {
-        across_ = axes[d];
-      } else {
-        outer_[outer_n_++] = axes[d];
-      }
+      if (d != run && d != repeat && !taken[d]) (axes[d].mask ? outer_[outer_n_++] : shared_[shared_n_++]) = axes[d];
     }
   }
 
@@ -171,15 +166,9 @@ class Piece {
       if (streaming_) kernels_.fence();
       return;
     }
-    if (across_.length > 1) {
+    if (rows_ > 1) {
       for_each(outer_, outer_n_, x, out, start, [&](const char* x, char* out, uint64_t index) {
-        for (int64_t bit = 0; bit < run_.length; bit += kTileBits) {
-          for (int64_t row = 0; row < across_.length; row += kTileRows) {
-            apply_tile(x + bit * run_.x + row * size_, out + bit * run_.out + row * size_,
-                       index + (uint64_t)bit + (uint64_t)row * (uint64_t)across_.mask,
-                       std::min(kTileRows, across_.length - row), std::min(kTileBits, run_.length - bit));
-          }
-        }
+        for (int64_t bit = 0; bit < run_.length; bit += kTileBits) apply_tiles(x, out, index, bit);
       });
       if (streaming_) kernels_.fence();
       return;
@@ -209,56 +198,87 @@ class Piece {
     return std::max(std::abs(run_.x), std::abs(run_.out)) < kFarBytes ? kNearItems : kFarItems;
   }
 
-  // The run's bits of so many rows are drawn; what lies side by side are the rows, and so the bits are transposed.
-  void apply_tile(const char* x, char* out, uint64_t index, int64_t rows, int64_t bits) const {
-    constexpr int64_t kSquareWords = 64 * kSquares;
-    uint64_t drawn[kTileRows * kSquares];
-    const int64_t squares = (rows + 63) / 64;
-    std::fill(drawn, drawn + squares * kSquareWords, 0);
-    uint64_t* row = drawn;
-    int64_t at = 0;
+  // Takes the axes along which elements lie side by side, the innermost first, if they are enough rows.
+  void take_across(const Axis* axes, int n, bool* taken) {
+    for (int d = n - 1; d >= 0; --d) {
+      const int64_t step = rows_ * size_;
+      if (taken[d] || axes[d].mask <= 1 || axes[d].x != step || axes[d].out != step) continue;
+      taken[d] = true;
+      across_[across_n_++] = axes[d];
+      rows_ *= axes[d].length;
+      d = n;  // once more: another may go on where this one ends
+    }
+    if (rows_ < kFewestRows) {
+      std::fill(taken, taken + n, false);
+      rows_ = 1;
+    }
+  }
+
+  // All rows, for so many bits of the run. They are drawn row by row; what lies side by side are the rows, and so the
+  // bits are transposed.
+  void apply_tiles(const char* x, char* out, uint64_t index, int64_t bit) const {
+    const int64_t bits = std::min(kTileBits, run_.length - bit), words = (bits + 63) / 64;
+    x += bit * run_.x;
+    out += bit * run_.out;
+    index += (uint64_t)bit;
+
+    // Bits 64 w to 64 w + 63 of row r are a word of line r % 64. Transposed, line c has bits 64 w + c of all rows, side
+    // by side. Where the rows are no more than 64, the squares that lie side by side are those of all w.
+    const int64_t step = rows_ > 64 ? 64 * kSquares : 1;  // from one w to the next
+    uint64_t drawn[kTileBits * kSquares + 1];
+    uint64_t row[kTileBits / 64 + 1] = {};
+    int64_t r = 0, at = 0;
     const auto keep_bits = [&](const char*, char*, const uint64_t* keep, int64_t first, int64_t n) {
       append_bits(row, at, keep, first, n);
       at += n;
-      if (at == bits) {
-        row += kSquares;
-        at = 0;
-      }
+      if (at < bits) return;
+      uint64_t* to = drawn + r % 64 * kSquares + r / 64;
+      for (int64_t w = 0; w < words; ++w) to[w * step] = row[w];
+      std::fill(row, row + words, 0);
+      at = 0;
+      ++r;
     };
     const Axis run = {bits, 0, 0, 1};
     Batch<decltype(keep_bits)> batch(kernels_, mask_, run, kBatchBits, keep_bits);
-    for (int64_t r = 0; r < rows; ++r) batch.add(nullptr, nullptr, index + (uint64_t)r * (uint64_t)across_.mask);
-    batch.flush();
-
-    for (int64_t s = 0; s < squares; ++s) kernels_.transpose(drawn + s * kSquareWords);
-    if (squares == 1 && run_.x == rows * size_ &&
-        run_.out == rows * size_) {  // short columns behind each other are one
-      for (int64_t first = 0; first < bits; first += 64) {
-        const int64_t n = std::min<int64_t>(64, bits - first);
-        uint64_t joined[64 + 1] = {}, column[2] = {};
-        for (int64_t c = 0; c < n; ++c) {
-          column[0] = drawn[c * kSquares + first / 64];
-          append_bits(joined, c * rows, column, 0, rows);
+    int64_t position[DROPFAST_MAX_NDIM] = {};  // along the axes across
+    for (int64_t first = 0; first < rows_; first += kTileRows) {
+      const int64_t rows = std::min(kTileRows, rows_ - first);
+      for (int64_t i = 0; i < rows; ++i) {
+        batch.add(nullptr, nullptr, index);
+        for (int d = 0; d < across_n_; ++d) {
+          index += (uint64_t)across_[d].mask;
+          if (++position[d] < across_[d].length) break;
+          index -= (uint64_t)across_[d].mask * (uint64_t)across_[d].length;
+          position[d] = 0;
         }
-        for_each_shared(shared_n_, x + first * run_.x, out + first * run_.out,
-                        [&](const char* x, char* out) { select(x, out, n * rows, joined, 0); });
       }
+      batch.flush();
+      r = 0;
+      if (step == 1) {
+        kernels_.transpose(drawn, (int)words);
+      } else {
+        for (int64_t w = 0; w < words; ++w) kernels_.transpose(drawn + w * step, (int)((rows + 63) / 64));
+      }
+      const auto column = [&](int64_t bit) { return drawn + bit % 64 * kSquares + bit / 64 * step; };
+      use_columns(x + first * size_, out + first * size_, column, bits, rows);
+    }
+  }
+
+  template <class Column>
+  void use_columns(const char* x, char* out, const Column& column, int64_t bits, int64_t rows) const {
+    const auto use = [&](int64_t bit, const uint64_t* keep, int64_t n) {
+      for_each_shared(shared_n_, x + bit * run_.x, out + bit * run_.out,
+                      [&](const char* x, char* out) { select(x, out, n, keep, 0); });
+    };
+    if (rows > 64 || run_.x != rows * size_ || run_.out != rows * size_) {
+      for (int64_t bit = 0; bit < bits; ++bit) use(bit, column(bit), rows);
       return;
     }
-    constexpr int64_t kColumns = 16;  // of each square at a time, for those of all squares lie in one cache line
-    for (int64_t c = 0; c < std::min<int64_t>(64, bits); c += kColumns) {
-      uint64_t columns[kSquares][kColumns][kTileRows / 64 + 1];  // with a word behind the last bit
-      for (int64_t s = 0; s < squares; ++s) {
-        for (int j = 0; j < kColumns; ++j) {
-          for (int i = 0; i < kSquares; ++i) columns[i][j][s] = drawn[s * kSquareWords + (c + j) * kSquares + i];
-        }
-      }
-      for (int64_t first = c; first < bits; first += 64) {
-        for (int64_t bit = first; bit < std::min(first + kColumns, bits); ++bit) {
-          for_each_shared(shared_n_, x + bit * run_.x, out + bit * run_.out,
-                          [&](const char* x, char* out) { select(x, out, rows, columns[bit / 64][bit - first], 0); });
-        }
-      }
+    for (int64_t bit = 0; bit < bits; bit += 64) {  // short columns that lie behind each other are one
+      const int64_t n = std::min<int64_t>(64, bits - bit);
+      uint64_t joined[64 + 1] = {};
+      for (int64_t c = 0; c < n; ++c) append_bits(joined, c * rows, column(bit + c), 0, rows);
+      use(bit, joined, n * rows);
     }
   }
 
@@ -358,10 +378,11 @@ class Piece {
   const double scale_;
   const bool streaming_;
   int64_t repeat_ = 1;
-  Axis run_, across_ = {1, 0, 0, 0};
+  Axis run_;
   bool contiguous_;
-  int outer_n_ = 0, shared_n_ = 0;
-  Axis outer_[DROPFAST_MAX_NDIM], shared_[DROPFAST_MAX_NDIM];
+  int64_t rows_ = 1;  // that lie side by side
+  int outer_n_ = 0, shared_n_ = 0, across_n_ = 0;
+  Axis outer_[DROPFAST_MAX_NDIM], shared_[DROPFAST_MAX_NDIM], across_[DROPFAST_MAX_NDIM];
 };
 
 }  // namespace dropfast

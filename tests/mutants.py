@@ -73,7 +73,7 @@ FAULTS = {
         "piece.h", "(double)((uint64_t{1} << 32) - mask.threshold)", "(double)(~mask.threshold & 0xffffffff)"
     ),
     "a square not transposed": Fault("kernels.cpp", "half > 0; half /= 2", "half > 1; half /= 2"),
-    "a tile of one square": Fault("piece.h", "columns[bit / 64][bit - first]", "columns[0][bit - first]"),
+    "a tile of one square": Fault("piece.h", "bit / 64 * step", "0 * step"),
     "a row's bits from its start": Fault(
         "piece.h", "append_bits(pattern, t * n, keep, first, n)", "append_bits(pattern, t * n, keep, 0, n)"
     ),
