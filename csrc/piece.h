@@ -226,6 +226,7 @@ class Piece {
     // by side. Where the rows are no more than 64, the squares that lie side by side are those of all w.
     const int64_t step = rows_ > 64 ? 64 * kSquares : 1;  // from one w to the next
     uint64_t drawn[kTileBits * kSquares + 1];
+    std::fill(drawn, drawn + 64 * kSquares + (words - 1) * step, 0);  // the last square may not be full
     uint64_t row[kTileBits / 64 + 1] = {};
     int64_t r = 0, at = 0;
     const auto keep_bits = [&](const char*, char*, const uint64_t* keep, int64_t first, int64_t n) {
