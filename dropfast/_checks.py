@@ -249,7 +249,7 @@ def sharing_of_any_shape(
         raise ValueError(f"noise_shape must have at most {MAX_NDIM} entries, got {len(lengths)}")
     # Where the shape is known a 0 may stand for an axis of length 0; a layer says None, for it would take nothing else.
     if not all(n is None or 1 <= n < MAX_ELEMENTS for n in lengths or ()):
-        raise ValueError(f"noise_shape of a layer must have entries in [1, 2**63) or None, got {lengths}")
+        raise ValueError(f"noise_shape must have entries in [1, 2**63) or None in a layer, got {lengths}")
     return axes, lengths
 
 

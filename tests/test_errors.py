@@ -184,7 +184,7 @@ NEVER: list[tuple[dict[str, Any], str, str]] = [
         (
             {"noise_shape": noise},
             f"{_FIT}; for the shape (4, 5) got {noise}",
-            f"noise_shape of a layer must have entries in [1, 2**63) or None, got {noise}",
+            f"noise_shape must have entries in [1, 2**63) or None in a layer, got {noise}",
         )
         for noise in [(0, 5), (-1, None), (4, 2**63)]
     ],

@@ -129,7 +129,7 @@ def test_a_subclass_keeps_what_it_has(again: Any) -> None:
     [
         ({"rate": 1.5}, ValueError, "rate must be in"),
         ({"key": -1}, ValueError, "key must be in"),
-        ({"noise_shape": (0, 1), "shared_axes": ()}, ValueError, "noise_shape of a layer"),
+        ({"noise_shape": (0, 1), "shared_axes": ()}, ValueError, "noise_shape must have entries"),
         ({"training": 1}, TypeError, "training must be a bool"),
         ({"secret": 1}, AttributeError, "secret"),
     ],

@@ -302,7 +302,7 @@ ERRORS: dict[str, tuple[Any, type[Exception], str]] = {
         f"noise_shape-{noise}": (
             lambda noise=noise: Dropout(0.5, noise),
             ValueError,
-            r"^noise_shape of a layer must have entries in \[1, 2\*\*63\) or None, got ",
+            r"^noise_shape must have entries in \[1, 2\*\*63\) or None in a layer, got ",
         )
         for noise in [(20, -1, 10), (20, 0, 10)]
     },

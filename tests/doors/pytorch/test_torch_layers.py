@@ -217,7 +217,7 @@ def test_a_boolean_is_no_axis(bad: Any) -> None:
 
 @pytest.mark.parametrize("noise", [(20, -1, 10), (20, 0, 10)], ids=str)
 def test_what_fits_no_tensor(noise: tuple[int, ...]) -> None:
-    message = re.escape(f"noise_shape of a layer must have entries in [1, 2**63) or None, got {noise}")
+    message = re.escape(f"noise_shape must have entries in [1, 2**63) or None in a layer, got {noise}")
     with pytest.raises(ValueError, match=message):
         dropfast.torch.Dropout(noise_shape=noise)
 
