@@ -1,4 +1,4 @@
-// Strings and matrices of bits, in words of 64, the first bit the lowest.
+// Strings of bits, in words of 64, the first bit the lowest.
 #pragma once
 
 #include <stdint.h>
