@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <atomic>
 
+#include "batch.h"
+#include "bits.h"
 #include "kernels.h"
 #include "piece.h"
 #include "threads.h"
@@ -117,41 +119,43 @@ void apply(const dropfast_mask* mask, dropfast_dtype dtype, const void* x, const
 
 void packed(const dropfast_mask* mask, uint8_t* out, void (*poll)()) {
   const int64_t no_strides[DROPFAST_MAX_NDIM] = {};
-  Axis axes[DROPFAST_MAX_NDIM];
-  int n = merge_axes(*mask, no_strides, no_strides, axes);
-  for (int d = 0; d < n; ++d) {
-    if (axes[d].length == 0) return;
-  }
+  Axes axes;
+  axes.n = merge_axes(*mask, no_strides, no_strides, axes.axes);
   Axis run = {1, 0, 0, 1};
-  if (n > 0 && axes[n - 1].mask == 1) run = axes[--n];
+  if (axes.take([](const Axis& axis) { return axis.length == 0; }, run)) return;
+  if (axes.n > 0 && axes.axes[axes.n - 1].mask == 1) run = axes.axes[--axes.n];
 
-  uint64_t words[2 * kBatchBlocks + 1] = {};  // bits that do not fill a byte yet, and those that come
-  int64_t at = 0, until_poll = kSlabElements;
-  const auto use = [&](const char*, char*, const uint64_t* keep, int64_t first, int64_t count) {
-    append_bits(words, at, keep, first, count);
-    at += count;
-    const int64_t bytes = at / 8;
+  uint64_t words[2 * kBatchBlocks + 1];  // bits that come
+  uint64_t rest = 0;                     // bits that do not fill a byte yet
+  int64_t rest_n = 0, until_poll = kSlabElements;
+  const auto put = [&](const uint64_t* keep, int64_t first, int64_t n) {
+    BitWriter writer(words);
+    writer.put(rest, rest_n);
+    writer.put(keep, first, n);
+    writer.end();
+    const int64_t bits = rest_n + n, bytes = bits / 8;
     int64_t i = 0;
     for (; i + 8 <= bytes; i += 8) {  // compilers make one store of these eight, where the byte order is the machine's
       for (int j = 0; j < 8; ++j) out[i + j] = (uint8_t)(words[i >> 3] >> (8 * j));
     }
     for (; i < bytes; ++i) out[i] = (uint8_t)(words[i >> 3] >> (8 * (i & 7)));
     out += bytes;
-    const uint64_t rest = words[bytes >> 3] >> (8 * (bytes & 7)) & low_bits(at % 8);
-    std::fill(words, words + at / 64 + 1, 0);
-    words[0] = rest;
-    at %= 8;
-    until_poll -= count;
+    rest_n = bits % 8;
+    rest = rest_n > 0 ? words[bytes >> 3] >> (8 * (bytes & 7)) : 0;
+    until_poll -= n;
     if (until_poll <= 0 && poll) {
       poll();
       until_poll = kSlabElements;
     }
   };
-  Batch<decltype(use)> batch(*chosen.load(std::memory_order_relaxed)->kernels, *mask, run, kBatchBits, use);
-  for_each(axes, n, nullptr, nullptr, mask->start,
-           [&](const char* x, char* o, uint64_t index) { batch.add(x, o, index); });
+  const auto use = [&](const Part* parts, int parts_n, const uint64_t* keep) {
+    for (int p = 0; p < parts_n; ++p) put(keep, parts[p].first, parts[p].n);
+  };
+  Batch<decltype(use)> batch(*chosen.load(std::memory_order_relaxed)->kernels, *mask, use);
+  axes.for_each(nullptr, nullptr, mask->start,
+                [&](const char* x, char* o, uint64_t index) { batch.add(x, o, index, run.length); });
   batch.flush();
-  if (at > 0) *out = (uint8_t)words[0];
+  if (rest_n > 0) *out = (uint8_t)rest;
 }
 
 const char* current_isa() { return chosen.load()->name; }

@@ -13,10 +13,16 @@ void draw(uint64_t key, uint32_t draw, uint64_t threshold, const uint64_t* block
 }
 
 template <class D>
-void select(const void* x, void* out, int64_t n, const uint64_t* keep, int64_t first, double scale, bool streaming) {
-  const bool aligned = (uintptr_t)out % kSize<D> == 0;
-  const auto run = streaming && aligned ? select_run<D, true> : select_run<D, false>;
-  run((const char*)x, (char*)out, n, keep, first, (typename D::Scale)scale);
+void select(const void* x, void* out, int64_t n, const uint64_t* keep, int64_t first, double scale, bool streaming,
+            Rows rows) {
+  const auto select_rows = [&](const auto& run) {
+    for (int64_t r = 0; r < rows.n; ++r) {
+      run((const char*)x + r * rows.x, (char*)out + r * rows.out, n, keep, first + r * n, (typename D::Scale)scale);
+    }
+  };
+  const bool aligned = ((uintptr_t)out | (uintptr_t)rows.out) % kSize<D> == 0;
+  if (streaming && aligned) return select_rows(select_run<D, true>);
+  select_rows(select_run<D, false>);
 }
 
 // ---- both, for a long run

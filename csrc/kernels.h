@@ -17,8 +17,13 @@ constexpr int kBatchBits = kBatchBlocks * kBlockBits;
 constexpr int kSquares = 16;    // side by side, for transpose()
 constexpr int kDrawGroup = 16;  // draw() reads and writes whole groups: arrays are padded to a multiple of this
 
+struct Rows {
+  int64_t n;
+  int64_t x, out;  // bytes from one to the next
+};
+
 typedef void (*Select)(const void* x, void* out, int64_t n, const uint64_t* keep, int64_t first, double scale,
-                       bool streaming);
+                       bool streaming, Rows rows);
 
 typedef void (*Drop)(uint64_t key, uint32_t draw, uint64_t threshold, uint64_t index, const void* x, void* out,
                      int64_t n, double scale, bool streaming);
@@ -29,8 +34,8 @@ struct Kernels {
   // initialised.
   void (*draw)(uint64_t key, uint32_t draw, uint64_t threshold, const uint64_t* blocks, int n, uint64_t* keep);
 
-  // out[i] = x[i] * scale where bit `first + i` of keep is set, else +0.0; by dropfast_dtype. keep has one word
-  // behind its last bit. `streaming` stores past the caches.
+  // out[i] = x[i] * scale where bit `first + i` of keep is set, else +0.0; by dropfast_dtype, for i < n, and in the
+  // next row with the bits that follow. keep has one word behind its last bit. `streaming` stores past the caches.
   Select select[4];
 
   // The dropout of n elements side by side, whose bits are those of the mask's elements from `index` on.

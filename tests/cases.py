@@ -89,6 +89,12 @@ def _transposed(shape: Shape, itemsize: int) -> Layout:
     return _in_order(shape, itemsize, axes[-1:] + axes[:-1])
 
 
+def _channels_last(shape: Shape, itemsize: int) -> Layout:
+    """The second axis innermost, the others in order."""
+    axes = tuple(range(len(shape)))
+    return _in_order(shape, itemsize, axes[:1] + axes[2:] + axes[1:2])
+
+
 def _reversed(shape: Shape, itemsize: int) -> Layout:
     _, strides, nbytes = _c(shape, itemsize)
     last = sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) if nbytes else 0
@@ -131,6 +137,7 @@ LAYOUTS: dict[str, Callable[[Shape, int], Layout]] = {
     "C": _c,
     "F": _fortran,
     "transposed": _transposed,
+    "channels-last": _channels_last,
     "reversed": _reversed,
     "strided": _strided,
     "mixed": _mixed,

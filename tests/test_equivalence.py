@@ -142,6 +142,9 @@ LAYOUT_WORK += [
     ((40, 300), "per-sample"),
     ((12, 9, 150), "shared-middle"),
     ((6, 1, 33), "shared-middle"),
+    ((3, 1100), "per-sample"),
+    ((20, 9, 33), "per-sample"),
+    ((9, 20, 5, 7), "shared-first"),
 ]
 
 

@@ -84,6 +84,35 @@ Bytes run_columns(int dtype, int64_t rows, int64_t columns, double rate, uint64_
   return out;
 }
 
+// A layout of three axes: their order in memory, the outermost first, and whether all go backwards.
+struct Layout {
+  int order[3];
+  bool reversed;
+};
+
+// samples x channels x places, from one layout to another, with short runs; `shared`: the samples.
+Bytes run_layouts(int dtype, const int64_t (&shape)[3], const Layout& from, const Layout& to, bool shared,
+                  double rate) {
+  const int64_t size = kSize[dtype], places = shape[2], n = shape[0] * shape[1] * places;
+  const int64_t strides[3] = {shared ? 0 : shape[1] * places, places, 1};
+  Bytes x = input((size_t)(n * size)), out((size_t)(n * size), 0xa5);
+  swap_if_big_endian(x, 0, size);
+  const auto lay_out = [&](const Layout& layout, int64_t* bytes) {
+    int64_t step = layout.reversed ? -size : size;
+    for (int d = 2; d >= 0; --d) {
+      bytes[layout.order[d]] = step;
+      step *= shape[layout.order[d]];
+    }
+    return layout.reversed ? (n - 1) * size : 0;
+  };
+  int64_t x_bytes[3], out_bytes[3];
+  const int64_t x_begin = lay_out(from, x_bytes), out_begin = lay_out(to, out_bytes);
+  const dropfast_mask mask = {1, dropfast::threshold(rate), 77, 2, 3, shape, strides};
+  dropfast::apply(&mask, (dropfast_dtype)dtype, x.data() + x_begin, x_bytes, out.data() + out_begin, out_bytes);
+  swap_if_big_endian(out, 0, size);
+  return out;
+}
+
 uint64_t all_cases() {
   Bytes all;
   const auto add = [&](const Bytes& result) {
@@ -106,11 +135,25 @@ uint64_t all_cases() {
   }
   add(run_contiguous(DROPFAST_FLOAT32, (40 << 20) / 4, 0.5, 3));  // past the caches
   add(run_contiguous(DROPFAST_FLOAT32, 140000, 0.3, (uint64_t{1} << 32) - 70000));
-  add(run(DROPFAST_FLOAT32, 2, 140000, 1, 0.3, (uint64_t{1} << 32) - 70000, 0));  // more than a batch
+  add(run(DROPFAST_FLOAT32, 2, 140000, 1, 0.3, (uint64_t{1} << 32) - 70000, 0));       // more than a batch
   for (int dtype = 0; dtype < 4; ++dtype) add(run(dtype, 90, 100, 1, 0.3, 77, 0, 0));  // short rows without gaps
   for (int dtype = 0; dtype < 4; ++dtype) {
     add(run_columns(dtype, 130, 600, 0.5, 77));
     add(run_columns(dtype, 1100, 70, 0.1, (uint64_t{1} << 39) - 70));
+    for (const int64_t rows : {2, 5, 8, 9, 64, 100}) add(run_columns(dtype, rows, 1300, 0.5, 77));
+  }
+  const Layout c_order = {{0, 1, 2}, false}, fortran = {{2, 1, 0}, false}, channels_last = {{0, 2, 1}, false};
+  const Layout backwards = {{0, 1, 2}, true}, channels_first = {{1, 0, 2}, false};
+  for (int dtype = 0; dtype < 4; ++dtype) {
+    for (const bool shared : {false, true}) {
+      for (const Layout& to : {c_order, fortran, channels_last, backwards}) {
+        for (const Layout& from : {fortran, channels_last, backwards, channels_first}) {
+          add(run_layouts(dtype, {70, 9, 33}, from, to, shared, 0.5));
+          add(run_layouts(dtype, {35, 300, 9}, from, to, shared, 0.1));
+          add(run_layouts(dtype, {9, 3, 130}, from, to, shared, 0.1));
+        }
+      }
+    }
   }
   return digest(all);
 }
