@@ -354,15 +354,27 @@ class Piece {
   void use_repeats(const char* x, char* out, const uint64_t* keep, int64_t first, int64_t n) const {
     if (repeat_ == 1) return select(x, out, n, keep, first);
     if (repeat_ >= kLongRepeat) return use_long_repeats(x, out, keep, first, n);
+    const int64_t at_once = repeat_ <= 8 ? 8 : repeat_ <= 16 ? 4 : repeat_ <= 32 ? 2 : 1;
     for (int64_t done = 0; done < n;) {
       const int64_t count = std::min(n - done, kPatternBits / repeat_);
       uint64_t pattern[kPatternBits / 64 + 1];
       BitWriter writer(pattern);
-      for (int64_t i = 0; i < count; ++i) writer.put(bit_at(keep, first + done + i) ? low_bits(repeat_) : 0, repeat_);
+      for (int64_t i = 0; i < count; i += at_once) {
+        const uint64_t bits = bits_from(keep, first + done + i) & low_bits(std::min(at_once, count - i));
+        writer.put(spread(bits, at_once) * low_bits(repeat_), std::min(at_once, count - i) * repeat_);
+      }
       writer.end();
       select(x + done * bytes_, out + done * bytes_, count * repeat_, pattern, 0);
       done += count;
     }
+  }
+
+  // So many bits as far apart as their repeats need: times a string of ones, they are repeated.
+  uint64_t spread(uint64_t bits, int64_t n) const {
+    if (n == 8) return kSpread[(size_t)repeat_][bits];
+    uint64_t spread = 0;
+    for (int64_t i = 0; i < n; ++i) spread |= (bits >> i & 1) << (i * repeat_);
+    return spread;
   }
 
   void use_long_repeats(const char* x, char* out, const uint64_t* keep, int64_t first, int64_t n) const {
