@@ -23,9 +23,11 @@ def run_python(code: str, *args: str, env: Mapping[str, str] | None = None) -> s
     return _run("-c", code, *args, env=env)
 
 
-def run_module(module: str, *args: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def run_module(
+    module: str, *args: str, env: Mapping[str, str] | None = None, patience: int = PATIENCE
+) -> subprocess.CompletedProcess[str]:
     """Run `python -m module args`."""
-    return _run("-m", module, *args, env=env)
+    return _run("-m", module, *args, env=env, patience=patience)
 
 
 def run_file(path: Path, *args: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -68,9 +70,9 @@ def interrupt_module(
     return subprocess.CompletedProcess(process.args, process.returncode, "".join(printed) + out, err)
 
 
-def _run(*args: str, env: Mapping[str, str] | None) -> subprocess.CompletedProcess[str]:
+def _run(*args: str, env: Mapping[str, str] | None, patience: int = PATIENCE) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*PYTHON, *args], env=_settings(env), capture_output=True, text=True, timeout=PATIENCE, check=False
+        [*PYTHON, *args], env=_settings(env), capture_output=True, text=True, timeout=patience, check=False
     )
 
 

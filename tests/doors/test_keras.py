@@ -1,12 +1,15 @@
 """The promise of dropfast.keras, on each backend of Keras in a process of its own: there is one for a process."""
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from processes import run_module, run_python
 
 HERE = Path(__file__).parent
+PATIENCE = 540  # seconds for what has a hundred tests in it
+
 BACKENDS = ("tensorflow", "torch", "jax", "numpy")
 
 MAKE_A_MODEL = """
@@ -32,12 +35,62 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return path
 
 
-@pytest.mark.parametrize("backend_of_keras", BACKENDS)
-def test_layers(backend_of_keras: str, model: str) -> None:
+def run_tests(name: str, backend_of_keras: str, **env: str) -> None:
     result = run_module(
         "pytest",
-        *("-q", "-p", "no:cacheprovider", str(HERE / "keras_layers.py")),
-        env={"KERAS_BACKEND": backend_of_keras, "DROPFAST_TEST_MODEL": model},
+        *("-q", "-p", "no:cacheprovider", str(HERE / f"keras_{name}.py")),
+        env={"KERAS_BACKEND": backend_of_keras, **env},
+        patience=PATIENCE,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.search(r"^\d+ passed in", result.stdout, re.MULTILINE), result.stdout  # and none skipped
+
+
+@pytest.mark.parametrize("backend_of_keras", BACKENDS)
+def test_layers(backend_of_keras: str, model: str) -> None:
+    run_tests("layers", backend_of_keras, DROPFAST_TEST_MODEL=model)
+
+
+@pytest.mark.parametrize("backend_of_keras", BACKENDS)
+def test_draws(backend_of_keras: str) -> None:
+    run_tests("draws", backend_of_keras)
+
+
+@pytest.mark.parametrize("backend_of_keras", BACKENDS)
+def test_models(backend_of_keras: str) -> None:
+    run_tests("models", backend_of_keras)
+
+
+#: What is otherwise here in Keras' own tests: the words of errors. And one of them needs a file that is not installed.
+OTHERWISE = (
+    "test_dropout_negative_rate",
+    "test_dropout_rate_greater_than_one",
+    "test_validate_noise_shape_invalid_type",
+    "test_validate_noise_shape_negative_value",
+    "test_validate_noise_shape_non_iterable",
+    "test_validate_noise_shape_zero_value",
+    "test_legacy_load_skips_missing_nested_containers",
+)
+DROPOUT = ("layers/regularization/dropout_test.py", "layers/regularization/spatial_dropout_test.py")
+OWN = {"dropout": DROPOUT, "cloning": ("models/cloning_test.py",), "saving": ("saving/saving_lib_test.py",)}
+
+
+@pytest.mark.parametrize(
+    ("of", "backend_of_keras"),
+    [(of, b) for of in OWN for b in BACKENDS if (of, b) != ("saving", "numpy")],  # where most of them cannot train
+)
+def test_kerass_own_tests(of: str, backend_of_keras: str, tmp_path: Path) -> None:
+    """As Keras installs them, but with layers of ours."""
+    spec = find_spec("keras")
+    assert spec is not None
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    result = run_module(
+        "pytest",
+        *("-q", "-p", "no:cacheprovider", "-p", "keras_own", "-W", "ignore", "-c", str(tmp_path / "pytest.ini")),
+        *("-k", f"not ({' or '.join(OTHERWISE)})"),
+        *(str(Path(str(spec.origin)).parent / "src" / file) for file in OWN[of]),
+        env={"KERAS_BACKEND": backend_of_keras, "PYTHONPATH": str(HERE.parent)},
+        patience=PATIENCE,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert int(re.findall(r"(\d+) passed", result.stdout)[0]) >= 8, result.stdout

@@ -1,138 +1,28 @@
-"""Dropout layers for Keras 3 on its tensorflow, torch, jax and numpy backends: the same masks on all of them.
-
->>> import keras
->>> import dropfast.keras
->>> model = keras.Sequential([keras.layers.Dense(64), dropfast.keras.Dropout(0.5), keras.layers.Dense(10)])
-"""
+"""The layers."""
 
 from __future__ import annotations
 
-from dropfast import _doors
-
-_doors.need("keras")
-
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, SupportsIndex
 
 import keras
-import numpy as np
-import numpy.typing as npt
+from keras.layers import Dropout as KerasDropout
+from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
 from dropfast import _checks
 from dropfast._checks import RateLike
-from dropfast._mask import Mask
-
-__all__ = ["Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"]
-
-
-# ---- the state, and a step on each backend -------------------------------------------------------
+from dropfast.keras import _backends
+from dropfast.keras._masks import Masks
 
 
-class _Masks(keras.random.SeedGenerator):
-    """A key and the number of its masks that were drawn, as four 32-bit words, the low ones first.
-
-    A seed generator to Keras, so that it is kept and traced like one, and counts as no weight of the model.
-    """
-
-    def __init__(self, key: int) -> None:
-        self.name = "masks"
-        self.state = keras.Variable(_words(key, 0), dtype="uint32", trainable=False, aggregation="none", name="state")
-
-
-def _words(key: int, draw: int) -> npt.NDArray[np.uint32]:
-    return np.array([key & 0xFFFFFFFF, key >> 32, draw & 0xFFFFFFFF, draw >> 32], np.uint32)
-
-
-def _array(state: Any) -> npt.NDArray[np.uint32]:
-    return np.asarray(keras.ops.convert_to_numpy(state), np.uint32)
-
-
-def _key_and_draw(state: Any) -> tuple[int, int]:
-    key_low, key_high, draw_low, draw_high = map(int, _array(state))
-    return key_high << 32 | key_low, draw_high << 32 | draw_low
-
-
-#: (state, x, rate, noise_shape) -> (y, the next state), as a pure function.
-_Step = Callable[[Any, Any, float, "tuple[int | None, ...] | None"], tuple[Any, Any]]
-
-
-def _eager(apply: Callable[[Mask, Any], Any]) -> _Step:
-    """Return the step of a framework that calls Python, from its `apply`."""
-
-    def step(state: Any, x: Any, rate: float, noise_shape: tuple[int | None, ...] | None) -> tuple[Any, Any]:
-        key, draw = _key_and_draw(state)
-        if draw >> 32:
-            raise OverflowError(f"the layer's key {key} has given its 2**32 masks; make a layer with another seed")
-        mask = Mask(tuple(x.shape), rate, key=key, draw=draw, noise_shape=noise_shape)
-        return apply(mask, x), _words(key, draw + 1)
-
-    return step
-
-
-def _tensorflow() -> _Step:
-    import tensorflow as tf
-
-    import dropfast.tensorflow
-
-    eager = _eager(dropfast.tensorflow.apply)
-
-    def step(state: Any, x: Any, rate: float, noise_shape: tuple[int | None, ...] | None) -> tuple[Any, Any]:
-        if tf.executing_eagerly():
-            return eager(state, x, rate, noise_shape)
-        words = tf.convert_to_tensor(state)
-        key, draw = tf.bitcast(words[:2], tf.uint64), tf.bitcast(words[2:], tf.uint64)
-        y = dropfast.tensorflow.dropout(x, rate, noise_shape, seed=(key, draw))
-        return y, tf.concat([words[:2], tf.bitcast(draw + 1, tf.uint32)], 0)
-
-    return step
-
-
-def _jax() -> _Step:
-    import jax
-
-    import dropfast.jax
-
-    eager = _eager(dropfast.jax.apply)
-
-    def step(state: Any, x: Any, rate: float, noise_shape: tuple[int | None, ...] | None) -> tuple[Any, Any]:
-        if not isinstance(state, jax.core.Tracer):
-            return eager(state, x, rate, noise_shape)
-        key_low, key_high, draw_low, draw_high = state
-        # Compiled code cannot raise, so after 2**32 masks it goes on to another key rather than repeat one.
-        key = jax.numpy.stack([key_high, key_low ^ draw_high])
-        y = dropfast.jax.dropout(key, x, rate, noise_shape=noise_shape, draw=draw_low)
-        following = draw_low + 1  # 0 after 2**32 - 1
-        carry = (following == 0).astype(state.dtype)
-        return y, jax.numpy.stack([key_low, key_high, following, draw_high + carry])
-
-    return step
-
-
-def _torch() -> _Step:
-    import dropfast.torch
-
-    return _eager(dropfast.torch.apply)
-
-
-def _numpy() -> _Step:
-    return _eager(Mask.apply)
-
-
-_STEPS: dict[str, Callable[[], _Step]] = {"tensorflow": _tensorflow, "torch": _torch, "jax": _jax, "numpy": _numpy}
-
-_backend = keras.config.backend()
-if _backend not in _STEPS:
-    raise ImportError(f"dropfast.keras needs a Keras backend of {', '.join(_STEPS)}, got {_backend}")
-_step = _STEPS[_backend]()
-
-
-# ---- the layers ----------------------------------------------------------------------------------
+def _may_be_the_same(one: tuple[int | None, ...], other: tuple[int | None, ...]) -> bool:
+    return len(one) == len(other) and all(m == n or None in (m, n) for m, n in zip(one, other, strict=True))
 
 
 @keras.saving.register_keras_serializable(package="dropfast")
-class Dropout(keras.Layer):
-    """Dropout as `keras.layers.Dropout`, with dropfast's masks.
+class Dropout(KerasDropout):
+    """Dropout as `keras.layers.Dropout`, which it is a subclass of, with dropfast's masks.
 
     Parameters
     ----------
@@ -191,44 +81,79 @@ class Dropout(keras.Layer):
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super(KerasDropout, self).__init__(**kwargs)  # not Keras' own, which would make another generator
         self.rate = _checks.rate(rate)
         _, self.noise_shape = _checks.sharing_of_any_shape((), noise_shape)
         self.seed = None if seed is None else _checks.unsigned("seed", seed, 64)
-        self.seed_generator = _Masks(random.getrandbits(64) if self.seed is None else _checks.new_key(self.seed))
+        self.seed_generator = Masks(random.getrandbits(64) if self.seed is None else _checks.new_key(self.seed))
         self.supports_masking = True
-        self.supports_jit = _backend == "jax"  # by XLA, or by torch.compile; Keras then trains without it
+        self.supports_jit = _backends.supports_jit
+        self._build_at_init()
 
     @property
     def key(self) -> int:
         """The layer's stream of masks."""
-        return _key_and_draw(self.seed_generator.state)[0]
+        return self.seed_generator.key_and_draw[0]  # type: ignore[no-any-return,unused-ignore]
 
     @property
     def draw(self) -> int:
         """The number of masks drawn so far, and the `draw` of the next one."""
-        return _key_and_draw(self.seed_generator.state)[1]
+        return self.seed_generator.key_and_draw[1]  # type: ignore[no-any-return,unused-ignore]
 
     def call(self, inputs: Any, training: bool = False) -> Any:
-        """Return `inputs` with the next mask applied, or themselves if not training."""
-        if not training:
+        """Return `inputs` with the next mask applied, or themselves if not training.
+
+        Parameters
+        ----------
+        inputs : tensor, or a list, tuple or dict of tensors
+            All tensors of one call get the same mask, so that their shapes must be the same but for axes that share it.
+        training : bool, default False
+            Whether to drop.
+
+        Returns
+        -------
+        tensor, or what `inputs` is, of tensors
+            ``x * scale`` where kept, +0.0 where dropped.
+        """
+        branches = self._branches(inputs)
+        if not training or in_symbolic_scope():
             return inputs
-        state = self.seed_generator.state
-        outputs, following = _step(state.value, inputs, self.rate, self.noise_shape)
-        state.assign(following)
-        return outputs
+        outputs = _backends.step(self.seed_generator, branches, self.rate, self.noise_shape)
+        return keras.tree.pack_sequence_as(inputs, outputs)
+
+    def _branches(self, inputs: Any) -> list[Any]:
+        """Return the tensors of `inputs`; an error if there cannot be one mask for them."""
+        branches: list[Any] = keras.tree.flatten(inputs)
+        if len(branches) > 1:
+            shapes = [self._shape_of_mask(tuple(x.shape)) for x in branches]
+            if not all(_may_be_the_same(shape, shapes[0]) for shape in shapes):
+                raise ValueError(
+                    f"inputs must have one shape to get one mask, got {[tuple(x.shape) for x in branches]}"
+                )
+        return branches
+
+    def _shape_of_mask(self, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """Return `shape` with 1 for axes that share the mask."""
+        if self.noise_shape is None or len(self.noise_shape) != len(shape):  # which is found when there is a mask
+            return shape
+        return tuple(1 if n == 1 else length for n, length in zip(self.noise_shape, shape, strict=True))
 
     def compute_output_spec(self, inputs: Any, training: bool = False) -> Any:
         """Return what comes out for symbolic inputs: the same. Nothing is drawn for it."""
-        return keras.KerasTensor(inputs.shape, inputs.dtype)
+        self._branches(inputs)
+        return keras.tree.map_structure(lambda x: keras.KerasTensor(x.shape, x.dtype), inputs)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Return `input_shape`."""
         return input_shape
 
+    def rematerialized_call(self, layer_call: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return `layer_call`: nothing is kept for the gradient, so that there is nothing to compute again for it."""
+        return layer_call
+
     def save_own_variables(self, store: Any) -> None:
         """Save key and draw, as four 32-bit words."""
-        store["state"] = _array(self.seed_generator.state)
+        store["state"] = self.seed_generator.words
 
     def load_own_variables(self, store: Mapping[str, Any]) -> None:
         """Load key and draw; weights that were saved with Keras' own layer have none, and leave them as they are."""
@@ -237,7 +162,8 @@ class Dropout(keras.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that make such a layer."""
-        return {**super().get_config(), "rate": self.rate, "noise_shape": self.noise_shape, "seed": self.seed}
+        config = super(KerasDropout, self).get_config()
+        return {**config, "rate": self.rate, "noise_shape": self.noise_shape, "seed": self.seed}
 
 
 class _SpatialDropout(Dropout):
@@ -253,7 +179,13 @@ class _SpatialDropout(Dropout):
         noise_shape = (None, None, *space) if data_format == "channels_first" else (None, *space, None)
         super().__init__(rate, noise_shape, seed, **kwargs)
         self.data_format = data_format
-        self.input_spec = keras.layers.InputSpec(ndim=self._dimensions + 2)
+
+    def _branches(self, inputs: Any) -> list[Any]:
+        ndim = self._dimensions + 2
+        for x in keras.tree.flatten(inputs):  # not by an input_spec, which counts inputs
+            if len(x.shape) != ndim:
+                raise ValueError(f"{type(self).__name__} takes inputs of {ndim} axes, got the shape {tuple(x.shape)}")
+        return super()._branches(inputs)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that make such a layer."""
@@ -263,7 +195,7 @@ class _SpatialDropout(Dropout):
 
 
 @keras.saving.register_keras_serializable(package="dropfast")
-class SpatialDropout1D(_SpatialDropout):
+class SpatialDropout1D(_SpatialDropout, keras.layers.SpatialDropout1D):
     """Dropout of whole channels of (samples, steps, channels), as `keras.layers.SpatialDropout1D`.
 
     Parameters
@@ -285,7 +217,7 @@ class SpatialDropout1D(_SpatialDropout):
 
 
 @keras.saving.register_keras_serializable(package="dropfast")
-class SpatialDropout2D(_SpatialDropout):
+class SpatialDropout2D(_SpatialDropout, keras.layers.SpatialDropout2D):
     """Dropout of whole channels of images, as `keras.layers.SpatialDropout2D`.
 
     Parameters
@@ -300,7 +232,7 @@ class SpatialDropout2D(_SpatialDropout):
 
 
 @keras.saving.register_keras_serializable(package="dropfast")
-class SpatialDropout3D(_SpatialDropout):
+class SpatialDropout3D(_SpatialDropout, keras.layers.SpatialDropout3D):
     """Dropout of whole channels of volumes, as `keras.layers.SpatialDropout3D`.
 
     Parameters
