@@ -74,9 +74,7 @@ FAULTS = {
     ),
     "a square not transposed": Fault("kernels.cpp", "half > 0; half /= 2", "half > 1; half /= 2"),
     "a tile of one square": Fault("piece.h", "bit / 64 * step", "0 * step"),
-    "a row's bits from its start": Fault(
-        "piece.h", "++t) writer.put(keep, first, n)", "++t) writer.put(keep, 0, n)"
-    ),
+    "a row's bits from its start": Fault("piece.h", "++t) writer.put(keep, first, n)", "++t) writer.put(keep, 0, n)"),
     "bits that are not reversed": Fault("bits.h", "writer.put(reversed(bits_from(", "writer.put((bits_from("),
     "a row of few misplaced": Fault("piece.h", "shift & 0xff] << r", "shift & 0xff] << (r ^ 1)"),
     "a row gathered from its start": Fault("piece.h", "x + place * inner.x", "x"),
