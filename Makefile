@@ -29,9 +29,15 @@ test: $(VENV)/.group-test  ## the whole test suite, on every backend and instruc
 	$(say) "the tests"
 	$(bin)/pytest $(PYTEST_ARGS)
 
-doors: $(VENV)/.doors  ## the tests of the doors, with the real frameworks (installs them, 2 GB)
+doors: $(VENV)/.doors  ## the tests of the doors, with the oldest frameworks that they open to (installs them, 2 GB)
 	$(say) "the tests of the doors"
 	$(bin)/pytest tests/doors $(PYTEST_ARGS)
+
+# An environment of its own: the frameworks that `make doors` installs stay the oldest.
+newest:  ## the tests of the door to PyTorch, with PyTorch's newest release (installs it, 6 GB)
+	$(MAKE) $(VENV)-newest/.group-newest VENV=$(VENV)-newest
+	$(say) "the tests of the door to PyTorch"
+	$(VENV)-newest/bin/pytest tests/doors/pytorch $(PYTEST_ARGS)
 
 sanitize:  ## memory, undefined behaviour, races: the sanitizers, valgrind and fuzzing (an hour)
 	tests/sanitize $(VENV)-sanitize
@@ -74,7 +80,7 @@ lint: $(VENV)/.group-lint $(VENV)/.group-test  ## style, types, spelling and met
 	$(bin)/zizmor --offline --quiet .github
 
 clean:  ## remove what was built and the environment
-	rm -rf $(VENV) $(VENV)-sanitize $(VENV)-sanitize-fuzz build dist .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-sanitize $(VENV)-sanitize-fuzz build dist .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find dropfast tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # The environment, and one stamp file in it for each thing that was installed.
@@ -112,5 +118,5 @@ $(VENV)/.doors: $(VENV)/.group-doors
 
 # Two pips at once in one environment would trip over each other.
 .NOTPARALLEL:
-.PHONY: help demo test doors sanitize mutants machines large dieharder bench peers lint clean
+.PHONY: help demo test doors newest sanitize mutants machines large dieharder bench peers lint clean
 .PRECIOUS: $(VENV)/.extra-% $(VENV)/.group-%

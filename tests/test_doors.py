@@ -26,6 +26,14 @@ def test_the_extra_asks_for_the_version_that_the_door_needs(door: str) -> None:
     assert re.sub(r"\[.*\]", "", framework) == f"{door}>={_doors.FRAMEWORKS[door][1]}"
 
 
+@pytest.mark.parametrize("door", DOORS)
+def test_the_doors_are_tested_with_the_oldest_versions(door: str) -> None:
+    groups = PYPROJECT["dependency-groups"]
+    installed = " ".join(part for name in ("doors", "around-torch") for part in groups[name] if isinstance(part, str))
+    (version,) = re.findall(rf"\b{door}(?:-cpu|\[\S*\])?==(\S+)", installed)
+    assert version.startswith(_doors.FRAMEWORKS[door][1])
+
+
 def test_each_door_is_listed() -> None:
     folder = Path(dropfast.__file__).parent
     for door in DOORS:
