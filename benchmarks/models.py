@@ -1,200 +1,226 @@
 """What dropout costs in whole models of PyTorch: steps with PyTorch's own, convert(), enable() and none, in turns.
 
-python benchmarks/models.py [--threads 2] [--rounds 15] [gcn gat tabular droq mc ...]
+python benchmarks/models.py [--threads 1 2] [--seconds 20] [--picture models.png] [gcn gat mc tabular droq ...]
 """
 
 import argparse
+import importlib.util
+import sys
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
-from itertools import pairwise
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from statistics import median
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from matplotlib.figure import Figure
+from threadpoolctl import threadpool_limits
+from torch import nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 import dropfast.torch
 from dropfast.bench import machine
 
-Step = Callable[[], object]
-Made = tuple[nn.Module, Step]
+sys.path.append(str(Path(__file__).parent))
+from networks import NETWORKS, Network, Step
 
-# ---- graphs of the size of Cora: 2,708 papers, 1,433 words, 5,278 citations, 7 topics ------------
-
-NODES, WORDS, LINKS, TOPICS = 2708, 1433, 5278, 7
-
-
-def citations() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Random ones, both ways and with loops: from, to, words and topics."""
-    one, other = torch.randint(NODES, (2, LINKS))
-    loops = torch.arange(NODES)
-    words = (torch.rand(NODES, WORDS) < 0.0127).float()
-    return torch.cat([one, other, loops]), torch.cat([other, one, loops]), words, torch.randint(TOPICS, (NODES,))
+WAYS = {"torch": "PyTorch's own", "convert": "convert()", "enable": "enable()", "none": "no dropout"}
+KINDS = "module", "function", "attention"
+LEAST = 3  # rounds, also where one takes longer than all should
 
 
-class GCN(nn.Module):
-    """Kipf and Welling's: two layers, dropout by the function, also of the input."""
+# ---- what drops ----------------------------------------------------------------------------------
 
-    def __init__(self, p: float, source: Tensor, target: Tensor) -> None:
+
+class Call(NamedTuple):
+    """One that drops: by which kind of caller, of how many elements, at which rate, and whether backwards too."""
+
+    kind: str
+    size: int
+    p: float
+    backward: bool
+
+
+class Calls(TorchFunctionMode):
+    """Notes the calls of dropout in a step."""
+
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.p = p
-        self.first, self.last = nn.Linear(WORDS, 16), nn.Linear(16, TOPICS)
-        degree = torch.bincount(target, minlength=NODES).float()
-        weights = (degree[source] * degree[target]).rsqrt()
-        self.graph = torch.sparse_coo_tensor(torch.stack([target, source]), weights, (NODES, NODES)).coalesce()
+        self.found: list[Call] = []
+        self._in_module = False
+        self._hooks = [
+            hook
+            for module in model.modules()
+            if isinstance(module, nn.Dropout)
+            for hook in (module.register_forward_pre_hook(self._enter), module.register_forward_hook(self._leave))
+        ]
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = functional.dropout(x, self.p, self.training)
-        x = torch.sparse.mm(self.graph, self.first(x)).relu()
-        x = functional.dropout(x, self.p, self.training)
-        return torch.sparse.mm(self.graph, self.last(x))
+    def _enter(self, *_: object) -> None:
+        self._in_module = True
 
+    def _leave(self, *_: object) -> None:
+        self._in_module = False
 
-class Attention(nn.Module):
-    """One layer of a GAT: heads that look at neighbours."""
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for hook in self._hooks:
+            hook.remove()
 
-    def __init__(self, p: float, n: int, heads: int, width: int) -> None:
-        super().__init__()
-        self.p, self.heads, self.width = p, heads, width
-        self.linear = nn.Linear(n, heads * width, bias=False)
-        self.of_source, self.of_target = (nn.Parameter(torch.randn(heads, width) / width) for _ in range(2))
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is functional.dropout:
+            self._note_dropout(*args, **kwargs)
+        elif func is functional.scaled_dot_product_attention:
+            self._note_attention(*args, **kwargs)
+        return func(*args, **kwargs)
 
-    def forward(self, x: Tensor, source: Tensor, target: Tensor) -> Tensor:
-        x = functional.dropout(x, self.p, self.training)
-        x = self.linear(x).view(-1, self.heads, self.width)
-        scores = (x * self.of_source).sum(-1)[source] + (x * self.of_target).sum(-1)[target]
-        scores = functional.leaky_relu(scores, 0.2).exp()
-        sums = torch.zeros(len(x), self.heads).index_add(0, target, scores)
-        shares = functional.dropout(scores / sums[target], self.p, self.training)
-        y = torch.zeros_like(x).index_add(0, target, shares[..., None] * x[source])
-        return y.flatten(1)
+    def _note_dropout(self, x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> None:
+        if training and p > 0:
+            self.found.append(Call("module" if self._in_module else "function", x.numel(), p, x.requires_grad))
 
-
-class GAT(nn.Module):
-    """Veličković and others': two layers of attention, dropout of inputs and of attention."""
-
-    def __init__(self, p: float, source: Tensor, target: Tensor) -> None:
-        super().__init__()
-        self.source, self.target = source, target
-        self.first, self.last = Attention(p, WORDS, 8, 8), Attention(p, 64, 1, TOPICS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.last(functional.elu(self.first(x, self.source, self.target)), self.source, self.target)
-        return y
+    def _note_attention(self, query: torch.Tensor, key: torch.Tensor, *_: Any, dropout_p: float = 0, **__: Any) -> None:
+        if dropout_p > 0:
+            self.found.append(Call("attention", query.numel() // query.shape[-1] * key.shape[-2], dropout_p, True))
 
 
-def on_a_graph(network: type[GCN] | type[GAT], p: float) -> Made:
-    source, target, words, topics = citations()
-    model = network(p, source, target)
-    return model, training(model, lambda: functional.cross_entropy(model(words), topics))
+def calls(network: Network) -> list[Call]:
+    model, step = network.make(network.p)
+    with Calls(model) as mode:
+        step()
+    return mode.found
 
 
-# ---- others --------------------------------------------------------------------------------------
+# ---- what it costs -------------------------------------------------------------------------------
 
 
-def training(model: nn.Module, loss: Callable[[], Tensor]) -> Step:
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        loss().backward()
-        optimizer.step()
-
-    return step
-
-
-def layers(widths: tuple[int, ...], p: float, *, norm: bool = False) -> nn.Sequential:
-    found: list[nn.Module] = []
-    for n, m in pairwise(widths[:-1]):
-        found += [nn.Linear(n, m), nn.Dropout(p), *([nn.LayerNorm(m)] if norm else []), nn.ReLU()]
-    return nn.Sequential(*found, nn.Linear(*widths[-2:]))
+def kernels(found: list[Call]) -> float:
+    """The time that the masks alone take, in seconds: from arrays to arrays that are there."""
+    total = 0.0
+    for (_, size, p, backward), n in Counter(found).items():
+        x, out, mask = np.ones(size, np.float32), np.empty(size, np.float32), dropfast.Mask(size, p, key=1)
+        taken = []
+        for _ in range(9):
+            start = time.perf_counter()
+            mask.apply(x, out=out)
+            taken.append(time.perf_counter() - start)
+        total += n * (1 + backward) * median(taken)
+    return total
 
 
-def tabular(p: float) -> Made:
-    """1,024 rows of 100 columns."""
-    model, x, y = layers((100, 512, 384, 256, 1), p), torch.randn(1024, 100), torch.randn(1024, 1)
-    return model, training(model, lambda: functional.mse_loss(model(x), y))
-
-
-class Critics(nn.Module):
-    """DroQ's two critics, and their targets."""
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.critics = nn.ModuleList(layers((23, 256, 256, 1), p, norm=True) for _ in range(2))
-        self.targets = nn.ModuleList(layers((23, 256, 256, 1), p, norm=True) for _ in range(2)).requires_grad_(False)
-
-    def forward(self, now: Tensor, then: Tensor, reward: Tensor) -> Tensor:
-        with torch.no_grad():
-            first, second = (target(then) for target in self.targets)
-            wanted = reward + 0.99 * torch.minimum(first, second)
-        return torch.stack([functional.mse_loss(critic(now), wanted) for critic in self.critics]).sum()
-
-
-def droq(p: float) -> Made:
-    model, batch = Critics(p), (torch.randn(256, 23), torch.randn(256, 23), torch.randn(256, 1))
-    return model, training(model, lambda: model(*batch))
-
-
-def mc(p: float) -> Made:
-    """Monte Carlo dropout: the spread of 50 samples."""
-    model, x = layers((64, 512, 512, 512, 1), p), torch.randn(1000, 64)
-
-    def sample() -> Tensor:
-        with torch.no_grad():
-            return torch.stack([model(x) for _ in range(50)]).std(0)
-
-    return model, sample
-
-
-MODELS: dict[str, tuple[str, float, Callable[[float], Made]]] = {
-    "gcn": ("GCN, Cora's size", 0.5, lambda p: on_a_graph(GCN, p)),
-    "gat": ("GAT, Cora's size", 0.6, lambda p: on_a_graph(GAT, p)),
-    "tabular": ("MLP of a table, batch 1,024", 0.1, tabular),
-    "droq": ("DroQ's critics, batch 256", 0.01, droq),
-    "mc": ("MC dropout, 50 samples of an MLP", 0.5, mc),
-}
-WAYS = ("torch", "convert", "enable", "none")
-
-
-def times(make: Callable[[float], Made], p: float, rounds: int) -> dict[str, float]:
+def times(network: Network, seconds: float) -> dict[str, float]:
     """The median time of a step in each way, in seconds."""
     steps: dict[str, Step] = {}
     for way in WAYS:
         torch.manual_seed(0)
-        model, steps[way] = make(0.0 if way == "none" else p)
+        model, steps[way] = network.make(0.0 if way == "none" else network.p)
         if way == "convert":
             dropfast.torch.convert(model)
     found: dict[str, list[float]] = {way: [] for way in WAYS}
-    for number in range(rounds + 1):
-        for way in WAYS:
+    end = time.perf_counter() + seconds
+    while len(found["none"]) <= (LEAST if seconds else 1) or time.perf_counter() < end:
+        for way, taken in found.items():
             with dropfast.torch.enable() if way == "enable" else nullcontext():
                 steps[way]()  # once for the caches and the heap, which are as another way has left them
                 start = time.perf_counter()
                 steps[way]()
-                taken = time.perf_counter() - start
-            if number >= 1:
-                found[way].append(taken)
-    return {way: median(taken) for way, taken in found.items()}
+                taken.append(time.perf_counter() - start)
+    return {way: median(taken[1:]) for way, taken in found.items()}
+
+
+@contextmanager
+def threads_are(n: int) -> Iterator[None]:
+    torch.set_num_threads(n)
+    with threadpool_limits(n):
+        yield
+
+
+# ---- what is shown -------------------------------------------------------------------------------
+
+
+def table(*rows: list[str]) -> None:
+    for row in rows:
+        print("|", " | ".join(row), "|", flush=True)
+
+
+def show_calls(found: dict[str, list[Call]]) -> None:
+    print("\nCalls of dropout in a step, and million elements, by who calls:\n")
+    table(["", *KINDS, "all"], ["---"] * (2 + len(KINDS)))
+    for name, noted in found.items():
+        cells = []
+        for kind in (*KINDS, ""):
+            sizes = [call.size for call in noted if kind in ("", call.kind)]
+            cells.append(f"{len(sizes)}: {sum(sizes) / 1e6:.3g}" if sizes else "")
+        table([NETWORKS[name].title, *cells])
+
+
+def show_times(found: dict[str, list[Call]], threads: int, seconds: float) -> dict[str, dict[str, float]]:
+    print(f"\n{threads} thread{'s' * (threads > 1)}:\n")
+    table(["ms a step", "torch", "`convert`", "`enable`", "no dropout", "its kernels", "times as fast with `enable`"])
+    table(["---"] * 7)
+    measured = {}
+    with threads_are(threads):
+        for name, noted in found.items():
+            measured[name] = times(NETWORKS[name], seconds)
+            cells = [f"{1e3 * time:.3g}" for time in (*measured[name].values(), kernels(noted))]
+            gain = measured[name]["torch"] / measured[name]["enable"]
+            table([NETWORKS[name].title, *cells, f"{gain:.2g}" if gain < 10 else f"{gain:.0f}"])
+    return measured
+
+
+# Okabe's and Ito's colours, for all kinds of sight; the markers tell them apart without.
+STYLES: dict[str, dict[str, Any]] = {
+    "torch": {"color": "#595959", "marker": "|", "markersize": 14, "markeredgewidth": 2},
+    "convert": {"color": "#0072B2", "marker": "o", "markersize": 10, "markerfacecolor": "w", "markeredgewidth": 2},
+    "enable": {"color": "#D55E00", "marker": "o", "markersize": 8},
+    "none": {"color": "black", "marker": "x", "markersize": 7, "markeredgewidth": 1.5},
+}
+
+
+def draw(path: Path, measured: dict[int, dict[str, dict[str, float]]]) -> None:
+    """Write the picture: for each model the time of a step in each way, as a part of the time with PyTorch's own."""
+    names = list(next(iter(measured.values())))
+    picture = Figure(figsize=(2.6 + 5.2 * len(measured), 2.4 + 0.42 * len(names)), dpi=110, layout="constrained")
+    panels = picture.subplots(1, len(measured), sharey=True, squeeze=False)[0]
+    for axes, (threads, found) in zip(panels, measured.items(), strict=True):
+        parts = {way: [100 * found[name][way] / found[name]["torch"] for name in names] for way in WAYS}
+        for way, style in STYLES.items():
+            axes.plot(parts[way], range(len(names)), linestyle="none", label=WAYS[way], zorder=3, **style)
+        axes.hlines(range(len(names)), parts["none"], parts["torch"], color="#cccccc", linewidth=4, zorder=1)
+        axes.set_title(f"{threads} thread{'s' * (threads > 1)}", fontsize=12)
+        axes.set_xlim(0, 1.04 * max(max(part) for part in parts.values()))
+        axes.set_xlabel("time of a step, % of that with PyTorch's dropout", fontsize=11)
+        axes.grid(axis="x", color="#eeeeee", zorder=0)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    panels[0].set_yticks(range(len(names)), [NETWORKS[name].title for name in names], fontsize=11)
+    panels[0].invert_yaxis()
+    handles, labels = panels[0].get_legend_handles_labels()
+    picture.legend(handles, labels, loc="outside lower center", ncols=len(WAYS), fontsize=11, frameon=False)
+    picture.suptitle(f"Training with dropfast on {machine.cpu()}: further left is faster", fontsize=13)
+    picture.savefig(path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", metavar="model", help=f"of {', '.join(MODELS)}; all if none is named")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("models", nargs="*", metavar="model", help=f"of {', '.join(NETWORKS)}; all if none is named")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--seconds", type=float, default=20, help="for each model and number of threads, roughly")
+    parser.add_argument("--picture", type=Path, metavar="PNG")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    with machine.limit_threads(args.threads):
-        print(*machine.describe()[:2], f"PyTorch {torch.__version__}, threads: {args.threads}", sep="\n")
-        print("\n| ms a step | torch | `convert` | `enable` | no dropout | times as fast with `enable` |")
-        print("|---|---|---|---|---|---|")
-        for name in args.models or MODELS:
-            title, p, make = MODELS[name]
-            found = times(make, p, args.rounds)
-            cells = [f"{1e3 * found[way]:.3g}" for way in WAYS]
-            print("|", " | ".join([title, *cells, f"{found['torch'] / found['enable']:.2g}"]), "|", flush=True)
+    names = args.models or list(NETWORKS)
+    missing = [name for name in names if importlib.util.find_spec(NETWORKS[name].needs) is None]
+    print(machine.describe()[0], f"dropfast {dropfast.__version__}, PyTorch {torch.__version__}", sep="\n")
+    for name in missing:
+        print(f"{NETWORKS[name].title} needs {NETWORKS[name].needs}, which is not installed")
+    found = {name: calls(NETWORKS[name]) for name in names if name not in missing}
+    show_calls(found)
+    measured = {threads: show_times(found, threads, args.seconds) for threads in args.threads}
+    if args.picture:
+        draw(args.picture, measured)
 
 
 if __name__ == "__main__":

@@ -5,17 +5,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-import torch
-
-try:
-    import torchvision  # noqa: F401
-except RuntimeError:  # PyPI's is built for CUDA, and looks in vain for its operators beside a PyTorch that is not
-    for name in ("nms", "qnms"):
-        torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
 import peft
+import pytest
 import pytorch_lightning as lightning
+import torch
 import transformers
 from safetensors.torch import load_model, save_model
 from tensors import next_mask
