@@ -8,7 +8,7 @@ import importlib.util
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
@@ -30,7 +30,7 @@ from networks import NETWORKS, Network, Step
 
 WAYS = {"torch": "PyTorch's own", "convert": "convert()", "enable": "enable()", "none": "no dropout"}
 KINDS = "module", "function", "attention"
-LEAST = 3  # rounds, also where one takes longer than all should
+LEAST = 2  # rounds, also where one takes longer than all should
 
 
 # ---- what drops ----------------------------------------------------------------------------------
@@ -97,21 +97,26 @@ def calls(network: Network) -> list[Call]:
 # ---- what it costs -------------------------------------------------------------------------------
 
 
-def kernels(found: list[Call]) -> float:
+def clock_for(threads: int) -> Callable[[], float]:
+    """The clock to read: with one thread it stands still while others have the processor."""
+    return time.process_time if threads == 1 else time.perf_counter
+
+
+def kernels(found: list[Call], clock: Callable[[], float]) -> float:
     """The time that the masks alone take, in seconds: from arrays to arrays that are there."""
     total = 0.0
     for (_, size, p, backward), n in Counter(found).items():
         x, out, mask = np.ones(size, np.float32), np.empty(size, np.float32), dropfast.Mask(size, p, key=1)
         taken = []
         for _ in range(9):
-            start = time.perf_counter()
+            start = clock()
             mask.apply(x, out=out)
-            taken.append(time.perf_counter() - start)
+            taken.append(clock() - start)
         total += n * (1 + backward) * median(taken)
     return total
 
 
-def times(network: Network, seconds: float) -> dict[str, float]:
+def times(network: Network, seconds: float, clock: Callable[[], float]) -> dict[str, float]:
     """The median time of a step in each way, in seconds."""
     steps: dict[str, Step] = {}
     for way in WAYS:
@@ -121,14 +126,14 @@ def times(network: Network, seconds: float) -> dict[str, float]:
             dropfast.torch.convert(model)
     found: dict[str, list[float]] = {way: [] for way in WAYS}
     end = time.perf_counter() + seconds
-    while len(found["none"]) <= (LEAST if seconds else 1) or time.perf_counter() < end:
+    while len(found["none"]) < (LEAST if seconds else 1) or time.perf_counter() < end:
         for way, taken in found.items():
             with dropfast.torch.enable() if way == "enable" else nullcontext():
                 steps[way]()  # once for the caches and the heap, which are as another way has left them
-                start = time.perf_counter()
+                start = clock()
                 steps[way]()
-                taken.append(time.perf_counter() - start)
-    return {way: median(taken[1:]) for way, taken in found.items()}
+                taken.append(clock() - start)
+    return {way: median(taken) for way, taken in found.items()}
 
 
 @contextmanager
@@ -161,11 +166,11 @@ def show_times(found: dict[str, list[Call]], threads: int, seconds: float) -> di
     print(f"\n{threads} thread{'s' * (threads > 1)}:\n")
     table(["ms a step", "torch", "`convert`", "`enable`", "no dropout", "its kernels", "times as fast with `enable`"])
     table(["---"] * 7)
-    measured = {}
+    measured, clock = {}, clock_for(threads)
     with threads_are(threads):
         for name, noted in found.items():
-            measured[name] = times(NETWORKS[name], seconds)
-            cells = [f"{1e3 * time:.3g}" for time in (*measured[name].values(), kernels(noted))]
+            measured[name] = times(NETWORKS[name], seconds, clock)
+            cells = [f"{1e3 * time:.3g}" for time in (*measured[name].values(), kernels(noted, clock))]
             gain = measured[name]["torch"] / measured[name]["enable"]
             table([NETWORKS[name].title, *cells, f"{gain:.2g}" if gain < 10 else f"{gain:.0f}"])
     return measured
@@ -193,7 +198,8 @@ def draw(path: Path, measured: dict[int, dict[str, dict[str, float]]]) -> None:
         axes.set_title(f"{threads} thread{'s' * (threads > 1)}", fontsize=12)
         axes.set_xlim(0, 1.04 * max(max(part) for part in parts.values()))
         axes.set_xlabel("time of a step, % of that with PyTorch's dropout", fontsize=11)
-        axes.grid(axis="x", color="#eeeeee", zorder=0)
+        axes.grid(axis="x", color="#eeeeee")
+        axes.set_axisbelow(True)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
     panels[0].set_yticks(range(len(names)), [NETWORKS[name].title for name in names], fontsize=11)

@@ -202,7 +202,7 @@ def bert(p: float) -> Made:
     import transformers
 
     rates = {"hidden_dropout_prob": p, "attention_probs_dropout_prob": p}
-    sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4, "num_attention_heads": 8}
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4}
     model = transformers.BertForSequenceClassification(transformers.BertConfig(**sizes, **rates))
     return of_transformers(model, input_ids=torch.randint(30_000, (16, 128)), labels=torch.randint(2, (16,)))
 
@@ -238,7 +238,7 @@ NETWORKS = {
     "mc": Network("MC dropout, 50 samples of an MLP", 0.5, mc),
     "tabular": Network("MLP of a table, batch 1,024", 0.1, tabular),
     "droq": Network("DroQ's critics, batch 256", 0.01, droq),
-    "bert": Network("BERT-small, 16x128", 0.1, bert, "transformers"),
+    "bert": Network("BERT, 4 layers of 256, 16x128", 0.1, bert, "transformers"),
     "nanogpt": Network("nanoGPT, 2 layers, 8x256", 0.2, nanogpt),
     "t5": Network("T5-small, 3+3 layers, 8x128", 0.1, t5, "transformers"),
     "gpt2": Network("GPT-2, 3 layers, 2x512", 0.1, gpt2, "transformers"),

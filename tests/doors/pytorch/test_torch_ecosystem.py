@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import any_torchvision  # noqa: F401
 import peft
 import pytest
 import pytorch_lightning as lightning

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import any_torchvision  # noqa: F401
 import pytest
 import torch
 
