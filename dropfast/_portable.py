@@ -1,0 +1,406 @@
+"""Stream v1 once more, as operations on whole arrays that JAX, TensorFlow and PyTorch can trace: for any device, and
+for compilers, which make it a part of the caller's program. The kernels' bits, without the kernels.
+
+It knows no framework. What is not the same in all of them, a dozen operations, is an argument: see `Arrays`. Numbers
+of 32 bits are *words*, and numbers of 64 bits, which not every device has, are pairs of words, the high one first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias
+
+# Philox4x32-10: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC11.
+MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
+WEYL = 0x9E3779B9, 0xBB67AE85
+ROUNDS = 10
+LOW = 0xFFFFFFFF
+
+BLOCK = 128  # elements that share one Philox call a plane
+
+Array: TypeAlias = Any
+Pair: TypeAlias = tuple[Array, Array]
+
+
+class Arrays(Protocol):
+    """A framework's arrays. Their operators ``+ - * & | ^`` and ``< >``, indices and slices are used as they are."""
+
+    wide: bool  #: words are held in signed integers of 64 bits; else in unsigned ones of 32, which wrap around
+
+    def word(self, number: int) -> Any:
+        """Return a number as one that operators between it and words take."""
+
+    def words(self, numbers: list[int]) -> Array:
+        """Return numbers as an array of words."""
+
+    def arange(self, n: Any) -> Array:
+        """Return the words 0, 1, ... n - 1."""
+
+    def right(self, words: Array, by: Any) -> Array:
+        """Return words shifted to the right."""
+
+    def left(self, words: Array, by: Any) -> Array:
+        """Return words shifted to the left."""
+
+    def where(self, condition: Array, a: Array, b: Any) -> Array:
+        """Return a or b, which may be a number."""
+
+    def cast(self, array: Array, dtype: Any) -> Array:
+        """Return an array as words (``"word"``), as ``"uint8"``, or as a dtype of the framework's."""
+
+    def widened(self, x: Array) -> Array:
+        """Return floats of 16 bits as float32, others as they are."""
+
+    def stack(self, arrays: list[Array]) -> Array:
+        """Join arrays along a new last axis."""
+
+    def concatenate(self, arrays: list[Array]) -> Array:
+        """Join arrays along the last axis."""
+
+    def reshape(self, array: Array, shape: tuple[Any, ...]) -> Array:
+        """Return an array with another shape."""
+
+    def planes_at_once(self, needed: int, shape: tuple[Any, ...]) -> int:
+        """Return how many of the planes of blocks in this shape to draw at a time: all that are needed, or 1, 2, ... 32."""
+
+    def repeat(self, n: Any, body: Callable[[Any, tuple[Array, ...]], tuple[Array, ...]], of: tuple[Array, ...]) -> Any:
+        """Return ``body(n - 1, ... body(1, body(0, of)))``. The arrays may broadcast."""
+
+
+# ---- numbers of 32 and 64 bits -------------------------------------------------------------------
+
+
+def _low(xp: Arrays, numbers: Array) -> Array:
+    """Return the low 32 bits, as words."""
+    return numbers & LOW if xp.wide else numbers
+
+
+def _multiply(xp: Arrays, words: Array, by: int) -> Pair:
+    """Return all 64 bits of the products of words and one constant word."""
+    if xp.wide:
+        # No product of these leaves 63 bits. What subtracting 2**32 from a big constant took is the words themselves.
+        big = by >> 31
+        product = words * (by - (big << 32))
+        high = xp.right(product, 32)
+        return _low(xp, high + words if big else high), product & LOW
+    low_half, high_half = words & 0xFFFF, xp.right(words, 16)
+    by_low, by_high = by & 0xFFFF, by >> 16
+    middle = high_half * by_low + xp.right(low_half * by_low, 16)
+    other = low_half * by_high + (middle & 0xFFFF)
+    return high_half * by_high + xp.right(middle, 16) + xp.right(other, 16), words * xp.word(by)
+
+
+def _add(xp: Arrays, a: Pair, b: Pair) -> Pair:
+    low = _low(xp, a[1] + b[1])
+    return _low(xp, a[0] + b[0] + xp.cast(low < b[1], "word")), low
+
+
+def _along(xp: Arrays, n: Any, stride: int) -> Pair:
+    """Return how much further on in the mask the elements along an axis are: 0, stride, 2 * stride, ..."""
+    at = xp.arange(n)
+    high, low = _multiply(xp, at, stride & LOW)
+    return (_low(xp, high + at * xp.word(stride >> 32)) if stride > LOW else high), low
+
+
+# ---- draw ----------------------------------------------------------------------------------------
+
+
+def _philox(xp: Arrays, counter: tuple[Array, Array, Array, Array], key: Pair) -> tuple[Array, ...]:
+    """Philox4x32-10 on words that broadcast."""
+    high, low = key
+
+    def one_round(i: Any, c: tuple[Array, ...]) -> tuple[Array, ...]:
+        high0, low0 = _multiply(xp, c[0], MULTIPLIERS[0])
+        high1, low1 = _multiply(xp, c[2], MULTIPLIERS[1])
+        k0 = _low(xp, low + i * xp.word(WEYL[0]))
+        k1 = _low(xp, high + i * xp.word(WEYL[1]))
+        return high1 ^ c[1] ^ k0, low1, high0 ^ c[3] ^ k1, low0
+
+    return tuple(xp.repeat(ROUNDS, one_round, counter))
+
+
+def _keep_words(
+    xp: Arrays, shape: tuple[Any, ...], blocks: Pair, key: Pair, draw: Array, threshold: int | Pair
+) -> Array:
+    """Return the keep bits of blocks, an array of this shape: four words for each, along the last axis.
+
+    The planes come from the last to the first. Where the threshold has a 1, those are kept whose uniform has a 1 too
+    and is not below it in what follows; where it has a 0, those with a 1 and those that are not below it further on.
+    """
+    known = isinstance(threshold, int)
+    high, low = divmod(threshold, 1 << 32) if known else (word[:, None, None] for word in threshold)
+    needed = 33 - (low & -low).bit_length() if known and low else 1 if known else 32  # nothing is below its lowest 1
+    each = xp.planes_at_once(needed, shape)
+    times = -(-needed // each)
+
+    def decide(plane: Array, keep: Array, k: Any) -> Array:
+        """Return the keep bits by plane k and all after it, from those by all after it."""
+        if known and times == 1:
+            return plane & keep if low >> (31 - k) & 1 else plane | keep
+        is_0 = _low(xp, (xp.right(xp.word(low) if known else low, 31 - k) & 1) - 1)  # all ones where it is
+        return plane & keep | (plane | keep) & is_0
+
+    def some_planes(i: Any, keep: tuple[Array, ...]) -> tuple[Array, ...]:
+        first = (times - 1 - i) * each if times > 1 else 0
+        k = xp.reshape(xp.arange(each) + first, (each, 1, 1, 1))
+        planes = _philox(xp, (blocks[1], blocks[0], draw, k), key)
+        for j in reversed(range(each)):
+            keep = tuple(decide(plane[j], kept, first + j) for plane, kept in zip(planes, keep, strict=True))
+        return keep
+
+    keep = xp.stack(list(xp.repeat(times, some_planes, (xp.word(LOW),) * 4)))
+    keep = xp.reshape(keep, (*shape[:-1], 4 * shape[-1]))
+    return keep & (xp.word(LOW * (1 - high)) if known else _low(xp, high - 1))  # at 2**32 nothing is kept
+
+
+def _shifted(xp: Arrays, words: Array, by: Array, n_words: Any) -> Array:
+    """Return n_words of strings of bits along the last axis, from bit `by`, which is below 128."""
+    words = xp.concatenate([words, words[..., :4]])  # what is behind the end is asked for, but not used
+    for step in (2, 1):
+        words = xp.where((by & 32 * step) < 1, words[..., :-step], words[..., step:])
+    words, next_words = words[..., :n_words], words[..., 1 : n_words + 1]
+    by = by & 31
+    return xp.right(words, by) | _low(xp, xp.left(_low(xp, xp.left(next_words, 31 - by)), 1))
+
+
+def _expand(xp: Arrays, shape: tuple[Any, ...], words: Array) -> Array:
+    """Return the bits of words, an array of this shape, as booleans: by way of bytes, of which a register holds many."""
+    octets = xp.cast(xp.right(words[..., None], xp.words([0, 8, 16, 24])) & 0xFF, "uint8")
+    bits = (octets[..., None] & xp.cast(xp.words([1 << t for t in range(8)]), "uint8")) > 0
+    return xp.reshape(bits, (*shape[:-1], 32 * shape[-1]))
+
+
+# ---- masks ---------------------------------------------------------------------------------------
+
+
+def keep(
+    xp: Arrays,
+    shape: tuple[Any, ...],
+    strides: tuple[int, ...],
+    start: int | Pair,
+    key: Pair,
+    draw: Array,
+    threshold: int | Pair,
+) -> Array:
+    """Return which elements are kept, as booleans, in a shape that broadcasts against x: 1 long on shared axes.
+
+    `shape`, `strides`, `start` and `threshold` are those of a `dropfast._checks.Recipe`. Numbers that are known give a
+    shorter program; those that are data are given in words. Words have one axis, which counts masks, and so has the
+    result, in front: there may be many of one shape, and there is at least one.
+    """
+    noise_shape = tuple(n if stride else 1 for n, stride in zip(shape, strides, strict=True))
+    masks = key[0].shape[0]
+    # Runs of consecutive indices: their starts, and the length they have in common.
+    length, covered = 1, len(shape)
+    while covered > 0 and (not strides[covered - 1] or strides[covered - 1] == length):
+        length, covered = length * noise_shape[covered - 1], covered - 1
+    steps = [(n, stride) for n, stride in zip(noise_shape[:covered], strides, strict=False) if stride]
+    in_step = isinstance(start, int) and all(by % BLOCK == 0 for by in (start, *(stride for _, stride in steps)))
+    starts = tuple(xp.words([word]) for word in divmod(start, 1 << 32)) if isinstance(start, int) else start
+    starts = tuple(word[:, None] for word in starts)
+    runs = 1
+    for n, stride in steps:
+        runs = runs * n
+        starts = _add(xp, tuple(word[..., None] for word in starts), _along(xp, n, stride))
+        starts = tuple(xp.reshape(word, (word.shape[0], runs)) for word in starts)
+
+    # The blocks that they are in; if it is not known where in its block a run begins, there may be one more.
+    n_blocks = (length + (BLOCK - 1 if in_step else 2 * BLOCK - 2)) // BLOCK
+    n_words = (length + 31) // 32
+    high, low = (word[..., None] for word in starts)
+    first = xp.right(high, 7), xp.right(low, 7) | _low(xp, xp.left(high, 25))
+    blocks = _add(xp, first, (xp.word(0), xp.arange(n_blocks)))
+    key, draw = (key[0][:, None, None], key[1][:, None, None]), draw[:, None, None]
+    words = _keep_words(xp, (masks, runs, n_blocks), blocks, key, draw, threshold)
+    words = words[..., :n_words] if in_step else _shifted(xp, words, low & (BLOCK - 1), n_words)
+    bits = _expand(xp, (masks, runs, n_words), words)[..., :length]
+    return xp.reshape(bits, (masks, *noise_shape))
+
+
+def select(xp: Arrays, x: Array, kept: Array, scale: Any) -> Array:
+    """Return x * scale where it is kept, +0.0 elsewhere: 16-bit floats are multiplied in float32, and rounded once."""
+    return xp.where(kept, xp.cast(xp.widened(x) * scale, x.dtype), 0)
+
+
+# ---- the frameworks ------------------------------------------------------------------------------
+
+
+class Unrolled:
+    """What arrays with integers of 64 bits have in common, where a loop is as long as its body times the turns."""
+
+    wide = True
+
+    def word(self, number: int) -> int:
+        return number
+
+    def planes_at_once(self, needed: int, shape: tuple[Any, ...]) -> int:
+        return needed
+
+    def repeat(self, n: int, body: Any, of: Any) -> Any:
+        for i in range(n):
+            of = body(i, of)
+        return of
+
+    def right(self, words: Array, by: Any) -> Array:
+        return words >> by
+
+    def left(self, words: Array, by: Any) -> Array:
+        return words << by
+
+
+class NumPy(Unrolled):
+    """The arrays of NumPy."""
+
+    def __init__(self, numpy: Any) -> None:
+        self.np = numpy
+        self.dtypes = {"word": numpy.int64, "uint8": numpy.uint8}
+
+    def words(self, numbers: list[int]) -> Array:
+        return self.np.array(numbers, self.np.int64)
+
+    def arange(self, n: Any) -> Array:
+        return self.np.arange(n, dtype=self.np.int64)
+
+    def where(self, condition: Array, a: Array, b: Any) -> Array:
+        return self.np.where(condition, a, self.np.asarray(b, a.dtype))
+
+    def cast(self, array: Array, dtype: Any) -> Array:
+        return array.astype(self.dtypes.get(dtype, dtype))
+
+    def widened(self, x: Array) -> Array:
+        return x.astype(self.np.float32) if x.dtype.itemsize == 2 else x
+
+    def stack(self, arrays: list[Array]) -> Array:
+        return self.np.stack(arrays, axis=-1)
+
+    def concatenate(self, arrays: list[Array]) -> Array:
+        return self.np.concatenate(arrays, axis=-1)
+
+    def reshape(self, array: Array, shape: tuple[Any, ...]) -> Array:
+        return array.reshape(shape)
+
+
+class Torch(Unrolled):
+    """The tensors of PyTorch, on a device."""
+
+    def __init__(self, torch: Any, device: Any) -> None:
+        self.torch, self.device = torch, device
+        self.dtypes = {"word": torch.int64, "uint8": torch.uint8}
+
+    def words(self, numbers: list[int]) -> Array:
+        return self.torch.tensor(numbers, dtype=self.torch.int64, device=self.device)
+
+    def arange(self, n: Any) -> Array:
+        return self.torch.arange(n, dtype=self.torch.int64, device=self.device)
+
+    def where(self, condition: Array, a: Array, b: Any) -> Array:
+        return self.torch.where(condition, a, b)
+
+    def cast(self, array: Array, dtype: Any) -> Array:
+        return array.to(self.dtypes.get(dtype, dtype))
+
+    def widened(self, x: Array) -> Array:
+        return x.to(self.torch.float32) if x.dtype.itemsize == 2 else x
+
+    def stack(self, arrays: list[Array]) -> Array:
+        return self.torch.stack(arrays, dim=-1)
+
+    def concatenate(self, arrays: list[Array]) -> Array:
+        return self.torch.cat(arrays, dim=-1)
+
+    def reshape(self, array: Array, shape: tuple[Any, ...]) -> Array:
+        return array.reshape(shape)
+
+
+class TensorFlow(Unrolled):
+    """The tensors of TensorFlow."""
+
+    def __init__(self, tensorflow: Any) -> None:
+        self.tf = tensorflow
+        self.dtypes = {"word": tensorflow.int64, "uint8": tensorflow.uint8}
+
+    def words(self, numbers: list[int]) -> Array:
+        return self.tf.constant(numbers, self.tf.int64)
+
+    def arange(self, n: Any) -> Array:
+        return self.tf.range(n, dtype=self.tf.int64)
+
+    def right(self, words: Array, by: Any) -> Array:
+        return self.tf.bitwise.right_shift(words, self.tf.cast(by, words.dtype))
+
+    def left(self, words: Array, by: Any) -> Array:
+        return self.tf.bitwise.left_shift(words, self.tf.cast(by, self.tf.int64))
+
+    def where(self, condition: Array, a: Array, b: Any) -> Array:
+        return self.tf.where(condition, a, self.tf.cast(b, a.dtype))
+
+    def cast(self, array: Array, dtype: Any) -> Array:
+        return self.tf.cast(array, self.dtypes.get(dtype, dtype))
+
+    def widened(self, x: Array) -> Array:
+        return self.tf.cast(x, self.tf.float32) if x.dtype.size == 2 else x
+
+    def stack(self, arrays: list[Array]) -> Array:
+        return self.tf.stack(arrays, axis=-1)
+
+    def concatenate(self, arrays: list[Array]) -> Array:
+        return self.tf.concat(arrays, axis=-1)
+
+    def reshape(self, array: Array, shape: tuple[Any, ...]) -> Array:
+        return self.tf.reshape(array, shape)
+
+
+class JAX:
+    """The arrays of JAX, which has no integers of 64 bits by default, and keeps its programs short by loops."""
+
+    wide = False
+
+    def __init__(self, jax: Any) -> None:
+        self.lax, self.np = jax.lax, jax.numpy
+        self.eval_shape = jax.eval_shape
+        self.dtypes = {"word": jax.numpy.uint32, "uint8": jax.numpy.uint8}
+
+    def word(self, number: int) -> Any:
+        return self.np.uint32(number)
+
+    def words(self, numbers: list[int]) -> Array:
+        return self.np.array(numbers, self.np.uint32)
+
+    def arange(self, n: Any) -> Array:
+        return self.np.arange(n, dtype=self.np.uint32)
+
+    def right(self, words: Array, by: Any) -> Array:
+        return words >> by
+
+    def left(self, words: Array, by: Any) -> Array:
+        return words << by
+
+    def where(self, condition: Array, a: Array, b: Any) -> Array:
+        return self.np.where(condition, a, b)
+
+    def cast(self, array: Array, dtype: Any) -> Array:
+        return array.astype(self.dtypes.get(dtype, dtype))
+
+    def widened(self, x: Array) -> Array:
+        return x.astype(self.np.float32) if x.dtype.itemsize == 2 else x
+
+    def stack(self, arrays: list[Array]) -> Array:
+        return self.np.stack(arrays, axis=-1)
+
+    def concatenate(self, arrays: list[Array]) -> Array:
+        return self.np.concatenate(arrays, axis=-1)
+
+    def reshape(self, array: Array, shape: tuple[Any, ...]) -> Array:
+        return self.np.reshape(array, shape)
+
+    def planes_at_once(self, needed: int, shape: tuple[Any, ...]) -> int:
+        return needed
+
+    def repeat(self, n: int, body: Any, of: Any) -> Any:
+        if n == 1:
+            return body(0, of)
+        shapes = [a.shape for a in (*of, *self.eval_shape(body, self.np.uint32(0), of))]
+        shape = self.np.broadcast_shapes(*shapes)  # a loop's arrays keep their shapes
+        of = tuple(self.np.broadcast_to(a, shape) for a in of)
+        return self.lax.fori_loop(self.np.uint32(0), self.np.uint32(n), body, of)
