@@ -134,22 +134,21 @@ def _keep_words(
     each = xp.planes_at_once(needed, shape)
     times = -(-needed // each)
 
-    def decide(plane: Array, keep: Array, k: Any) -> Array:
-        """Return the keep bits by plane k and all after it, from those by all after it."""
+    def some_planes(i: Any, kept: tuple[Array]) -> tuple[Array]:
+        (keep,) = kept
+        k = xp.reshape(xp.arange(each) + (times - 1 - i) * each, (each, 1, 1, 1))
+        planes = xp.stack(list(_philox(xp, (blocks[1], blocks[0], draw, k), key)))
         if known and times == 1:
-            return plane & keep if low >> (31 - k) & 1 else plane | keep
-        is_0 = _low(xp, (xp.right(xp.word(low) if known else low, 31 - k) & 1) - 1)  # all ones where it is
-        return plane & keep | (plane | keep) & is_0
+            for j in reversed(range(each)):
+                keep = planes[j] & keep if low >> 31 - j & 1 else planes[j] | keep
+        else:
+            ones = xp.right(xp.word(low) if known else low, 31 - k) & 1
+            has_0 = _low(xp, ones - 1)[..., None]  # all ones where the threshold has a 0
+            for j in reversed(range(each)):
+                keep = planes[j] & keep | (planes[j] | keep) & has_0[j]
+        return (keep,)
 
-    def some_planes(i: Any, keep: tuple[Array, ...]) -> tuple[Array, ...]:
-        first = (times - 1 - i) * each if times > 1 else 0
-        k = xp.reshape(xp.arange(each) + first, (each, 1, 1, 1))
-        planes = _philox(xp, (blocks[1], blocks[0], draw, k), key)
-        for j in reversed(range(each)):
-            keep = tuple(decide(plane[j], kept, first + j) for plane, kept in zip(planes, keep, strict=True))
-        return keep
-
-    keep = xp.stack(list(xp.repeat(times, some_planes, (xp.word(LOW),) * 4)))
+    (keep,) = xp.repeat(times, some_planes, (xp.word(LOW),))
     keep = xp.reshape(keep, (*shape[:-1], 4 * shape[-1]))
     return keep & (xp.word(LOW * (1 - high)) if known else _low(xp, high - 1))  # at 2**32 nothing is kept
 
