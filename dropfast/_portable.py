@@ -1,13 +1,12 @@
-"""Stream v1 once more, as operations on whole arrays that JAX, TensorFlow and PyTorch can trace: for any device, and
-for compilers, which make it a part of the caller's program. The kernels' bits, without the kernels.
+"""The portable text: stream v1 once more, in operations on whole arrays that JAX, TensorFlow and PyTorch can trace.
 
-It knows no framework. What is not the same in all of them, a dozen operations, is an argument: see `Arrays`. Numbers
-of 32 bits are *words*, and numbers of 64 bits, which not every device has, are pairs of words, the high one first.
+It gives the kernels' bits without the kernels, on any device, and compilers make it a part of the caller's program. It
+knows no framework. What is not the same in all of them, a dozen operations, is an argument: see `Arrays`. Numbers of
+32 bits are *words*, and numbers of 64 bits, which not every device has, are pairs of words, the high one first.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
@@ -61,8 +60,11 @@ class Arrays(Protocol):
     def reshape(self, array: Array, shape: tuple[Any, ...]) -> Array:
         """Return an array with another shape."""
 
-    def planes_at_once(self, needed: int, shape: tuple[Any, ...]) -> int:
-        """Return how many of the planes of blocks in this shape to draw at a time: all that are needed, or 1, 2, ... 32."""
+    def planes_at_once(self, needed: int) -> int:
+        """Return how many planes to draw at a time, when so many are needed."""
+
+    def in_memory(self, words: Array) -> Array:
+        """Return words that are computed once, and not once more for each of their bits."""
 
     def repeat(self, n: Any, body: Callable[[Any, tuple[Array, ...]], tuple[Array, ...]], of: tuple[Array, ...]) -> Any:
         """Return ``body(n - 1, ... body(1, body(0, of)))``. The arrays may broadcast."""
@@ -96,11 +98,10 @@ def _add(xp: Arrays, a: Pair, b: Pair) -> Pair:
     return _low(xp, a[0] + b[0] + xp.cast(low < b[1], "word")), low
 
 
-def _along(xp: Arrays, n: Any, stride: int) -> Pair:
-    """Return how much further on in the mask the elements along an axis are: 0, stride, 2 * stride, ..."""
-    at = xp.arange(n)
-    high, low = _multiply(xp, at, stride & LOW)
-    return (_low(xp, high + at * xp.word(stride >> 32)) if stride > LOW else high), low
+def advanced(xp: Arrays, index: Pair, by: Array, stride: int) -> Pair:
+    """Return the index of the element that is `by` further on along an axis of this stride."""
+    high, low = _multiply(xp, by, stride & LOW)
+    return _add(xp, index, (_low(xp, high + by * xp.word(stride >> 32)) if stride > LOW else high, low))
 
 
 # ---- draw ----------------------------------------------------------------------------------------
@@ -120,9 +121,7 @@ def _philox(xp: Arrays, counter: tuple[Array, Array, Array, Array], key: Pair) -
     return tuple(xp.repeat(ROUNDS, one_round, counter))
 
 
-def _keep_words(
-    xp: Arrays, shape: tuple[Any, ...], blocks: Pair, key: Pair, draw: Array, threshold: int | Pair
-) -> Array:
+def _keep_words(xp: Arrays, shape: tuple[Any, ...], blocks: Pair, key: Pair, draw: Array, threshold: Any) -> Array:
     """Return the keep bits of blocks, an array of this shape: four words for each, along the last axis.
 
     The planes come from the last to the first. Where the threshold has a 1, those are kept whose uniform has a 1 too
@@ -131,7 +130,7 @@ def _keep_words(
     known = isinstance(threshold, int)
     high, low = divmod(threshold, 1 << 32) if known else (word[:, None, None] for word in threshold)
     needed = 33 - (low & -low).bit_length() if known and low else 1 if known else 32  # nothing is below its lowest 1
-    each = xp.planes_at_once(needed, shape)
+    each = xp.planes_at_once(needed)
     times = -(-needed // each)
 
     def some_planes(i: Any, kept: tuple[Array]) -> tuple[Array]:
@@ -164,7 +163,7 @@ def _shifted(xp: Arrays, words: Array, by: Array, n_words: Any) -> Array:
 
 
 def _expand(xp: Arrays, shape: tuple[Any, ...], words: Array) -> Array:
-    """Return the bits of words, an array of this shape, as booleans: by way of bytes, of which a register holds many."""
+    """Return the bits of words, an array of this shape, as booleans: by way of bytes, of which registers hold more."""
     octets = xp.cast(xp.right(words[..., None], xp.words([0, 8, 16, 24])) & 0xFF, "uint8")
     bits = (octets[..., None] & xp.cast(xp.words([1 << t for t in range(8)]), "uint8")) > 0
     return xp.reshape(bits, (*shape[:-1], 32 * shape[-1]))
@@ -201,7 +200,7 @@ def keep(
     runs = 1
     for n, stride in steps:
         runs = runs * n
-        starts = _add(xp, tuple(word[..., None] for word in starts), _along(xp, n, stride))
+        starts = advanced(xp, tuple(word[..., None] for word in starts), xp.arange(n), stride)
         starts = tuple(xp.reshape(word, (word.shape[0], runs)) for word in starts)
 
     # The blocks that they are in; if it is not known where in its block a run begins, there may be one more.
@@ -212,7 +211,7 @@ def keep(
     blocks = _add(xp, first, (xp.word(0), xp.arange(n_blocks)))
     key, draw = (key[0][:, None, None], key[1][:, None, None]), draw[:, None, None]
     words = _keep_words(xp, (masks, runs, n_blocks), blocks, key, draw, threshold)
-    words = words[..., :n_words] if in_step else _shifted(xp, words, low & (BLOCK - 1), n_words)
+    words = xp.in_memory(words[..., :n_words] if in_step else _shifted(xp, words, low & (BLOCK - 1), n_words))
     bits = _expand(xp, (masks, runs, n_words), words)[..., :length]
     return xp.reshape(bits, (masks, *noise_shape))
 
@@ -233,8 +232,11 @@ class Unrolled:
     def word(self, number: int) -> int:
         return number
 
-    def planes_at_once(self, needed: int, shape: tuple[Any, ...]) -> int:
+    def planes_at_once(self, needed: int) -> int:
         return needed
+
+    def in_memory(self, words: Array) -> Array:
+        return words
 
     def repeat(self, n: int, body: Any, of: Any) -> Any:
         for i in range(n):
@@ -355,8 +357,9 @@ class JAX:
 
     wide = False
 
-    def __init__(self, jax: Any) -> None:
-        self.lax, self.np = jax.lax, jax.numpy
+    def __init__(self, jax: Any, varying: Any = frozenset()) -> None:
+        self.lax, self.np, self.typeof = jax.lax, jax.numpy, jax.typeof
+        self.varying = varying  # the axes of a mesh along which the words are not the same, inside of jax.shard_map
         self.eval_shape = jax.eval_shape
         self.dtypes = {"word": jax.numpy.uint32, "uint8": jax.numpy.uint8}
 
@@ -367,7 +370,7 @@ class JAX:
         return self.np.array(numbers, self.np.uint32)
 
     def arange(self, n: Any) -> Array:
-        return self.np.arange(n, dtype=self.np.uint32)
+        return self.lax.iota(self.np.uint32, n)
 
     def right(self, words: Array, by: Any) -> Array:
         return words >> by
@@ -393,13 +396,23 @@ class JAX:
     def reshape(self, array: Array, shape: tuple[Any, ...]) -> Array:
         return self.np.reshape(array, shape)
 
-    def planes_at_once(self, needed: int, shape: tuple[Any, ...]) -> int:
-        return needed
+    # XLA computes again, for each use, what does not come out of a loop. So no plane is combined with another, and no
+    # word taken apart, but in a loop or after one.
+
+    def planes_at_once(self, needed: int) -> int:
+        return min(4, max(1, needed // 2))
+
+    def in_memory(self, words: Array) -> Array:
+        return self.lax.fori_loop(0, 2, lambda _, words: ~words, words)  # one that does nothing, which XLA does not see
+
+    def varied(self, array: Array) -> Array:
+        fixed = self.varying - self.typeof(array).manual_axis_type.varying
+        return self.lax.pcast(array, tuple(fixed), to="varying")
 
     def repeat(self, n: int, body: Any, of: Any) -> Any:
         if n == 1:
             return body(0, of)
         shapes = [a.shape for a in (*of, *self.eval_shape(body, self.np.uint32(0), of))]
         shape = self.np.broadcast_shapes(*shapes)  # a loop's arrays keep their shapes
-        of = tuple(self.np.broadcast_to(a, shape) for a in of)
+        of = tuple(self.varied(self.np.broadcast_to(a, shape)) for a in of)
         return self.lax.fori_loop(self.np.uint32(0), self.np.uint32(n), body, of)
