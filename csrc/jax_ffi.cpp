@@ -14,8 +14,8 @@ namespace {
 
 const dropfast_api* api;  // of dropfast._native, so that the kernels exist once in the process
 
-// The words of a mask: key, draw and start (the high word first), and then the offset along each axis.
-constexpr size_t kWordsBeforeOffsets = 5;
+// The words of a mask: key, draw, threshold and start (the high word first), and then the offset along each axis.
+constexpr size_t kWordsBeforeOffsets = 7;
 
 uint64_t join(uint32_t high, uint32_t low) { return static_cast<uint64_t>(high) << 32 | low; }
 
@@ -36,7 +36,7 @@ int dtype_code(ffi::DataType dtype) {
 
 // All axes of words but the last count masks. x and out have the same, and behind them those of a mask, all in C order.
 ffi::Error apply(ffi::AnyBuffer x, ffi::Buffer<ffi::U32> words, ffi::Result<ffi::AnyBuffer> out,
-                 ffi::Span<const int64_t> strides, int64_t threshold) {
+                 ffi::Span<const int64_t> strides) {
   const size_t ndim = strides.size(), words_each = kWordsBeforeOffsets + ndim;
   const auto lengths = x.dimensions(), words_lengths = words.dimensions();
   const int dtype = dtype_code(x.element_type());
@@ -59,8 +59,8 @@ ffi::Error apply(ffi::AnyBuffer x, ffi::Buffer<ffi::U32> words, ffi::Result<ffi:
   for (const uint32_t* w = words.typed_data(); w != end; w += words_each, from += bytes_each, to += bytes_each) {
     dropfast_mask mask;
     mask.key = join(w[0], w[1]);
-    mask.threshold = static_cast<uint64_t>(threshold);
-    mask.start = join(w[3], w[4]);
+    mask.threshold = join(w[3], w[4]);
+    mask.start = join(w[5], w[6]);
     for (size_t d = 0; d < ndim; ++d) mask.start += w[kWordsBeforeOffsets + d] * static_cast<uint64_t>(strides[d]);
     mask.draw = w[2];
     mask.ndim = static_cast<int32_t>(ndim);
@@ -76,8 +76,7 @@ XLA_FFI_DEFINE_HANDLER(handler, apply,
                            .Arg<ffi::AnyBuffer>()
                            .Arg<ffi::Buffer<ffi::U32>>()
                            .Ret<ffi::AnyBuffer>()
-                           .Attr<ffi::Span<const int64_t>>("strides")
-                           .Attr<int64_t>("threshold"));
+                           .Attr<ffi::Span<const int64_t>>("strides"));
 
 }  // namespace
 

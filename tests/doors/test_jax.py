@@ -482,14 +482,6 @@ def test_callbacks_do_not_wait_for_ever_on_one_core() -> None:
     assert ran.stdout == "(2000, 2000)\n", ran.stderr
 
 
-def test_other_devices_are_refused(x: Any) -> None:
-    traced = jax.jit(lambda x: door.dropout(KEY, x, 0.5)).trace(x)
-    with pytest.raises(ValueError, match="dropfast runs on the CPU only, got a computation for cuda"):
-        traced.lower(lowering_platforms=("cuda",))
-    with pytest.raises(ValueError, match="dropfast runs on the CPU only, got a computation for cpu, cuda"):
-        traced.lower(lowering_platforms=("cpu", "cuda"))
-
-
 # ---- the roads -----------------------------------------------------------------------------------
 
 
@@ -544,9 +536,10 @@ if HANDLER_IS_BUILT:
         code = """
             import ctypes, sys, warnings
             import jax, jax.numpy as jnp, numpy as np
-            from dropfast import Mask, _jax_ffi, jax as door
+            from dropfast import Mask, _jax_ffi
             _jax_ffi.handler = jax.ffi.pycapsule(ctypes.CDLL(sys.argv[1]).handler)
             _jax_ffi.API_VERSION = (0, 99)
+            from dropfast import jax as door
             mask = Mask(300, 0.5, key=1)
             with warnings.catch_warnings(record=True, action="always") as caught:
                 got = jax.jit(lambda x: door.apply(mask, x))(jnp.ones(300))
@@ -592,10 +585,21 @@ FAULTS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "x must have a dtype that JAX keeps, got float64, which needs jax_enable_x64",
     ),
+    "key-none": (
+        lambda: door.dropout(None, ONES, 0.5),
+        TypeError,
+        "key must be a JAX key or its uint32 words, got NoneType",
+    ),
+    "rate-integers": (
+        lambda: door.dropout(KEY, ONES, jnp.arange(2)),
+        TypeError,
+        "rate must be a number or a floating scalar, got int32 of the shape (2,)",
+    ),
+    "rate-array": (lambda: door.dropout(KEY, ONES, jnp.float32(1.5)), ValueError, "rate must be in [0, 1], got 1.5"),
     "key-number": (
         lambda: door.dropout(123, ONES, 0.5),
         TypeError,
-        "key must be a JAX key or its uint32 words, got int32",
+        "key must be a JAX key or its uint32 words, got int",
     ),
     "keys": (
         lambda: door.dropout(jax.random.split(KEY, 3), ONES, 0.5),
