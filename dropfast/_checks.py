@@ -208,10 +208,7 @@ def sharing(
         raise both_given(shared_axes, noise_shape)
     lengths = noise_lengths(noise_shape)
     if len(lengths) != len(shape) or any(n not in (None, 1, full) for n, full in zip(lengths, shape, strict=True)):
-        raise ValueError(
-            "noise_shape must have one entry an axis, each 1 (shared), the axis's length or None (full); "
-            f"for the shape {shape} got {lengths}"
-        )
+        raise wrong_noise_shape(shape, lengths)
     return _sharing(shape, tuple(axis for axis, n in enumerate(lengths) if n == 1))
 
 
@@ -226,6 +223,14 @@ def noise_lengths(noise_shape: Iterable[SupportsIndex | None]) -> tuple[int | No
 def not_a_noise_shape(value: Any) -> TypeError:
     """Return the error for something that is no noise_shape for any array."""
     return TypeError(f"noise_shape must be a sequence of integers and None, got {value!r}")
+
+
+NOISE_SHAPE = "noise_shape must have one entry an axis, each 1 (shared), the axis's length or None (full)"
+
+
+def wrong_noise_shape(shape: tuple[Any, ...], got: tuple[Any, ...]) -> ValueError:
+    """Return the error for a noise_shape that does not fit the data."""
+    return ValueError(f"{NOISE_SHAPE}; for the shape {shape} got {got}")
 
 
 def both_given(shared_axes: Any, noise_shape: Any) -> ValueError:

@@ -238,7 +238,9 @@ def test_unknown_shapes() -> None:
     f = tf.function(lambda x: apply(mask, x), input_signature=[tf.TensorSpec(None)])
     x = noise(4, 9)
     assert_same_bits(array(f(tf.constant(x))), mask.apply(x))
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"x must have the mask's shape \(4, 9\), got \(5, 9\)"):
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match=r"Shape of tensor .* \[5,9\] is not compatible .* \[4,9\]"
+    ):
         f(tf.ones((5, 9)))
 
 
@@ -335,7 +337,19 @@ ERRORS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         "x must have dtype float16, bfloat16, float32 or float64 in native byte order, got int32",
     ),
     "rate": ({"rate": 1.5}, ValueError, "rate must be in [0, 1], got 1.5"),
-    "rate-tensor": ({"rate": tf.constant(0.5)}, TypeError, "rate must be a real number in [0, 1], got EagerTensor"),
+    "rate-integer-tensor": (
+        {"rate": tf.constant(1)},
+        TypeError,
+        "rate must be a real number in [0, 1] or a scalar tensor of floats, got "
+        "<tf.Tensor: shape=(), dtype=int32, numpy=1>",
+    ),
+    "rate-vector": (
+        {"rate": tf.constant([0.5])},
+        TypeError,
+        "rate must be a real number in [0, 1] or a scalar tensor of floats, got "
+        "<tf.Tensor: shape=(1,), dtype=float32, numpy=array([0.5], dtype=float32)>",
+    ),
+    "rate-list": ({"rate": [0.5]}, TypeError, "rate must be a real number in [0, 1], got list"),
     "seed": ({"seed": "1"}, TypeError, "seed must be None, an integer or a pair (key, draw), got '1'"),
     "seed-negative": ({"seed": -1}, ValueError, "seed must be in [0, 2**64), got -1"),
     "seed-three": (
@@ -393,8 +407,8 @@ def test_errors(arguments: dict[str, Any], kind: type[Exception], message: str, 
 @pytest.mark.parametrize("bad", [True, 1.5, "3"])
 def test_a_noise_shape_of_tensors_and_something_else(bad: Any) -> None:
     """In a graph they meet in one tensor, which would make an integer of anything."""
-    message = f"noise_shape must be a sequence of integers and None, got [None, {bad!r}]"
-    with pytest.raises(TypeError, match=re.escape(message)):
+    message = rf"noise_shape must be a sequence of integers and None, got \(<tf.Tensor .*>, {bad!r}\)"
+    with pytest.raises(TypeError, match=message):
         tf.function(lambda n: dropout(X, 0.5, noise_shape=(n, bad)))(tf.constant(1))
 
 
@@ -441,7 +455,7 @@ def test_xla_is_refused(call: Any) -> None:
 def test_xla_around_what_was_traced_before_is_tensorflows_error() -> None:
     inner = tf.function(lambda x: dropout(x, 0.5))
     inner(X)
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"unsupported operations.*PyFunc"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"unsupported operations.*Dropfast>Dropout"):
         tf.function(lambda x: inner(x) + 1, jit_compile=True)(X)
 
 
@@ -462,7 +476,9 @@ def test_a_mask_cannot_be_exported(tmp_path: Path, traced: bool) -> None:
     model = Trained()
     if traced:
         model.train(X)
-    with pytest.raises((AssertionError, KeyError), match="a dropfast mask runs in Python and cannot be exported"):
+    with pytest.raises(
+        (AssertionError, KeyError), match=r"a dropfast mask is .* cannot be exported: portable=True makes one that can"
+    ):
         tf.saved_model.save(model, tmp_path / "model")
 
 

@@ -1,0 +1,147 @@
+"""From a mask's numbers to its bits: by the kernels, as an operator of TensorFlow's or by way of Python."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
+
+from dropfast import _backend, _checks
+
+
+class Numbers(NamedTuple):
+    """A mask for x as numbers, most of which a graph may have still to compute; those are scalars of int64.
+
+    As in a recipe (`_checks.Recipe`), but for what is not known before x is: without `strides` x is the whole, and
+    shares the axes where `noise_shape`, a tensor of int64, is 1; none if there is none.
+    """
+
+    key: Any
+    draw: Any
+    threshold: Any
+    start: int = 0
+    strides: tuple[int, ...] | None = None
+    noise_shape: Any = None
+
+
+def select(x: Any, mask: Numbers) -> Any:
+    """Return `x` with a mask applied; the gradient applies the mask again, and keeps nothing of the size of `x`."""
+    if not tf.executing_eagerly():
+        graph = tf.compat.v1.get_default_graph()
+        if GraphOrParentsInXlaContext(graph):
+            raise ValueError(
+                "dropfast runs outside of XLA, so it cannot be used with jit_compile=True; compile without it"
+            )
+        _refuse_export(graph)
+    elif "CPU" not in x.device:
+        raise ValueError(f"x must be on a CPU, got a tensor on {x.device}")
+    return _kernels(x, _words(mask))
+
+
+# ---- what cannot be exported ---------------------------------------------------------------------
+
+
+def _refuse_export(graph: Any) -> None:
+    """Let TensorFlow refuse to save a graph with a mask, which only a process with dropfast could run."""
+    with tf.init_scope():
+        in_function = tf.executing_eagerly()
+    if in_function:  # a graph of TensorFlow 1's has nothing that could refuse
+        graph.capture(_no_export())
+
+
+@functools.cache
+def _no_export() -> Any:
+    """Return a resource that belongs to no model, so that SavedModel refuses graphs that hold it, and says its name."""
+    name = "a dropfast mask is computed by dropfast's kernels and cannot be exported: portable=True makes one that can"
+    with tf.init_scope(), tf.device("CPU:0"):
+        return tf.raw_ops.VarHandleOp(dtype=tf.bool, shape=(), shared_name=name)
+
+
+# ---- the kernels ---------------------------------------------------------------------------------
+#
+# A mask reaches them as words of 64 bits: key, draw, threshold and start, and then, unless x is the whole and shares no
+# axis, the strides. In one tensor, of int64: not every device of TensorFlow's can put unsigned numbers together.
+
+
+def _words(mask: Numbers) -> Any:
+    words = [mask.key, mask.draw, mask.threshold, mask.start, *(mask.strides or ())]
+    if any(map(tf.is_tensor, words)):
+        tensor = tf.stack([word if tf.is_tensor(word) else tf.constant(signed(word), tf.int64) for word in words])
+    else:
+        tensor = tf.constant(np.array(words, np.uint64).view(np.int64))
+    if mask.noise_shape is None:
+        return tensor
+    strides = tf.math.cumprod(mask.noise_shape, exclusive=True, reverse=True)
+    return tf.concat([tensor, tf.where(tf.equal(mask.noise_shape, 1), tf.zeros_like(strides), strides)], 0)
+
+
+def signed(word: int) -> int:
+    """Return the signed number of the same 64 bits."""
+    return (word ^ 1 << 63) - (1 << 63)
+
+
+def _kernels(x: Any, words: Any) -> Any:
+    operator = _operator() if _backend.active is _backend.native else None
+    if operator and not tf.executing_eagerly():
+        return operator(x, words)
+    # Not so when eager: TensorFlow would keep x for the operator's gradient, which has no use for it.
+    return _with_gradient(operator or _python)(x, words)
+
+
+@functools.cache
+def _with_gradient(run: Any) -> Any:
+    def select(x: Any, words: Any) -> Any:
+        def again(x: Any) -> Any:
+            return run(x, words), lambda dy: select(tf.convert_to_tensor(dy), words)
+
+        return tf.custom_gradient(again)(x)
+
+    return select
+
+
+@functools.cache
+def _operator() -> Any:
+    """Register the operator of csrc/tensorflow_op.cpp with TensorFlow, once, and return it, or None if it is not there."""
+    found = importlib.util.find_spec("dropfast.tensorflow._operator")
+    if found is None or found.origin is None:
+        return None
+    operator = getattr(tf.load_op_library(found.origin), "dropfast_dropout", None)
+    if operator is None:
+        warnings.warn(
+            "dropfast.tensorflow calls its kernels by way of Python, which is slower: its operator does not find the C "
+            f"interface that it needs in TensorFlow {tf.__version__}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    capsule = ctypes.pythonapi.PyCapsule_GetPointer
+    capsule.restype, capsule.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+    native = capsule(_backend.native._C_API, b"dropfast._native._C_API")  # type: ignore[union-attr]
+    if not ctypes.CDLL(found.origin).dropfast_connect(ctypes.c_void_p(native)):
+        raise ImportError("dropfast.tensorflow._operator and dropfast._native are of different versions")
+    tf.RegisterGradient("Dropfast>Dropout")(lambda op, dy: (operator(dy, op.inputs[1]), None))
+    return operator
+
+
+def _python(x: Any, words: Any) -> Any:
+    if tf.executing_eagerly():
+        return tf.constant(_from_python(x.numpy(), words.numpy()))
+    y = tf.numpy_function(_from_python, [x, words], x.dtype, stateful=False)
+    y.set_shape(x.shape)
+    return y
+
+
+def _from_python(x: npt.ArrayLike, words: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    """Do what csrc/tensorflow_op.cpp does."""
+    x = np.asarray(x)  # which comes as a number if it has no axes
+    key, draw, threshold, start, *strides = words.view(np.uint64).tolist()
+    if not strides:
+        strides, _ = _checks.sharing(x.shape, (), None)
+    return _backend.apply(x, None, (x.shape, tuple(strides), start, key, draw, threshold))
