@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from dropfast import _checks
+
+
+class Numbers(NamedTuple):
+    """A mask for x as numbers, most of which a graph may have still to compute; those are scalars of int64.
+
+    As in a recipe (`_checks.Recipe`), but for what is not known before x is: without `strides` x is the whole, and
+    shares the axes where `noise_shape`, a tensor of int64, is 1; none if there is none.
+    """
+
+    key: Any
+    draw: Any
+    threshold: Any
+    start: int = 0
+    strides: tuple[int, ...] | None = None
+    noise_shape: Any = None
+
+
+def boolean(name: str, value: Any) -> None:
+    """Raise if this is no boolean, least of all a tensor, which would have none to say while a graph is made."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {type(value).__name__}")
 
 
 def tensor(x: Any) -> Any:
@@ -71,7 +92,7 @@ def _word(name: str, value: Any, bits: int) -> Any:
 
 
 def sharing(x: Any, noise_shape: Any) -> tuple[tuple[int, ...] | None, Any]:
-    """Return what a noise_shape says of a mask for x: `strides` and `noise_shape` of `_roads.Numbers`."""
+    """Return what a noise_shape says of a mask for x: `strides` and `noise_shape` of `Numbers`."""
     if noise_shape is None:
         return None, None
     entries, shape = _entries(noise_shape), x.shape

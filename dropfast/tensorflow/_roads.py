@@ -6,43 +6,46 @@ import ctypes
 import functools
 import importlib.util
 import warnings
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
+from tensorflow.python.ops.control_flow_switch_case import execute_fn_for_device
 from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
 from dropfast import _backend, _checks
+from dropfast.tensorflow import _portable
+from dropfast.tensorflow._arguments import Numbers
 
 
-class Numbers(NamedTuple):
-    """A mask for x as numbers, most of which a graph may have still to compute; those are scalars of int64.
+def select(x: Any, mask: Numbers, portable: bool) -> Any:
+    """Return `x` with a mask applied; so does the gradient for it, with the same mask."""
+    if portable:
+        return _portable.select(x, mask)
+    if tf.executing_eagerly():
+        return _kernels(x, _words(mask)) if _has_kernels(x.device) else _portable.select(x, mask)
+    graph = tf.compat.v1.get_default_graph()
+    if GraphOrParentsInXlaContext(graph):
+        return _portable.select(x, mask)
+    _refuse_export(graph)
+    by_kernels = functools.partial(_kernels, x, _words(mask))
+    if not _has_other_devices():
+        return by_kernels()
+    return execute_fn_for_device({"CPU": by_kernels}, functools.partial(_portable.select, x, mask))
 
-    As in a recipe (`_checks.Recipe`), but for what is not known before x is: without `strides` x is the whole, and
-    shares the axes where `noise_shape`, a tensor of int64, is 1; none if there is none.
-    """
 
-    key: Any
-    draw: Any
-    threshold: Any
-    start: int = 0
-    strides: tuple[int, ...] | None = None
-    noise_shape: Any = None
+def _has_kernels(device: str) -> bool:
+    """Return whether this device of an eager tensor has the kernels; other ones have TensorFlow's operations."""
+    kind = tf.DeviceSpec.from_string(device).device_type
+    if kind == "CUSTOM":  # of a mesh, for one
+        raise ValueError(f"x must be on a CPU, a GPU or a TPU, got a tensor on {device}")
+    return bool(kind == "CPU")
 
 
-def select(x: Any, mask: Numbers) -> Any:
-    """Return `x` with a mask applied; the gradient applies the mask again, and keeps nothing of the size of `x`."""
-    if not tf.executing_eagerly():
-        graph = tf.compat.v1.get_default_graph()
-        if GraphOrParentsInXlaContext(graph):
-            raise ValueError(
-                "dropfast runs outside of XLA, so it cannot be used with jit_compile=True; compile without it"
-            )
-        _refuse_export(graph)
-    elif "CPU" not in x.device:
-        raise ValueError(f"x must be on a CPU, got a tensor on {x.device}")
-    return _kernels(x, _words(mask))
+def _has_other_devices() -> bool:
+    """Return whether TensorFlow may place a graph's operations elsewhere than on a CPU."""
+    return any(device.device_type != "CPU" for device in tf.config.list_logical_devices())
 
 
 # ---- what cannot be exported ---------------------------------------------------------------------
@@ -145,3 +148,6 @@ def _from_python(x: npt.ArrayLike, words: npt.NDArray[np.int64]) -> npt.NDArray[
     if not strides:
         strides, _ = _checks.sharing(x.shape, (), None)
     return _backend.apply(x, None, (x.shape, tuple(strides), start, key, draw, threshold))
+
+
+_operator()  # now, so that graphs that hold it can be read
