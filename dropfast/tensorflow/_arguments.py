@@ -48,7 +48,7 @@ def threshold(rate: Any) -> Any:
         raise TypeError(f"rate must be a real number in [0, 1] or a scalar tensor of floats, got {rate!r}")
     if tf.executing_eagerly():
         return _checks.threshold(_checks.rate(float(rate.numpy())))
-    rate = tf.cast(rate, tf.float64)
+    rate = tf.cast(_scalar(rate), tf.float64)
     rate = _required((rate >= 0) & (rate <= 1), rate, "rate must be in [0, 1], got", rate)
     return tf.cast(tf.round(rate * 4294967296.0), tf.int64)  # half to even, as `_checks.threshold`
 
@@ -84,6 +84,7 @@ def _word(name: str, value: Any, bits: int) -> Any:
         raise TypeError(f"{name} must be an integer or a scalar integer tensor, got {value!r}")
     if tf.executing_eagerly():
         return _checks.unsigned(name, value.numpy(), bits)
+    value = _scalar(value)
     word = tf.bitcast(value, tf.int64) if value.dtype == tf.uint64 else tf.cast(value, tf.int64)
     if value.dtype.min == 0 and value.dtype.max < 1 << bits:
         return word
@@ -140,6 +141,11 @@ def _computed(x: Any, entries: Any) -> Any:
         lengths = tf.where([n is None for n in entries], full, lengths)
     legal = tf.equal(lengths, 1) | tf.equal(lengths, full)  # == compares tensors by identity in TensorFlow 1's graphs
     return _required(tf.reduce_all(legal), lengths, *words)
+
+
+def _scalar(value: Any) -> Any:
+    """Return a tensor of a graph that is known to have no axes; the graph looks whether it is true."""
+    return tf.ensure_shape(value, ()) if value.shape.rank is None else value
 
 
 def _required(condition: Any, value: Any, *words: Any) -> Any:

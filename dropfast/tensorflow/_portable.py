@@ -1,4 +1,4 @@
-"""From a mask's numbers to its bits by the portable text: on any device, under XLA, and where dropfast is not installed."""
+"""From a mask's numbers to its bits by the portable text: on any device, under XLA, and without dropfast."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def _with_gradient(run: Any) -> Any:
 
 @functools.cache
 def _operator() -> Any:
-    """Register the operator of csrc/tensorflow_op.cpp with TensorFlow, once, and return it, or None if it is not there."""
+    """Register the operator of csrc/tensorflow_op.cpp with TensorFlow, once, and return it; None if there is none."""
     found = importlib.util.find_spec("dropfast.tensorflow._operator")
     if found is None or found.origin is None:
         return None

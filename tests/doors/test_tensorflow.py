@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 from cases import DTYPES, MODES, RATES, Array, values
 from expected import assert_same_bits
+from in_tensorflow import DRAW, KEY, array, each_way, noise
 from processes import run_python
 from test_docs import examples_of, run, session_of
 
@@ -19,25 +20,11 @@ from dropfast import Mask
 from dropfast.tensorflow import apply, dropout
 
 ROOT = Path(__file__).parents[2]
-KEY, DRAW = 0x9E3779B97F4A7C15, 0xFFFFFFF7  # which need their highest bits
-
-# How a function of tensors runs.
-WAYS: dict[str, Callable[[Any], Any]] = {"eager": lambda f: f, "graph": tf.function}
-each_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 
 
 def exactly(message: str) -> str:
     """The last line of a message: tf.function puts the place in the user's code before it."""
     return rf"(^|\n *)(\w+Error: )?{re.escape(message)}\s*$"
-
-
-def array(y: Any) -> Array:
-    assert isinstance(y, tf.Tensor)
-    return np.asarray(y.numpy())
-
-
-def noise(*shape: int, dtype: Any = np.float32) -> Array:
-    return np.random.default_rng(7).standard_normal(shape).astype(dtype)
 
 
 # ---- the bits ------------------------------------------------------------------------------------
@@ -427,29 +414,11 @@ def test_values_that_only_a_running_graph_sees(key: int, draw: int, name: str) -
         f(X, tf.constant(key, tf.int64), tf.constant(draw, tf.int64))
 
 
-def test_other_devices_are_refused() -> None:
+def test_meshes_are_refused() -> None:
     mesh = tf.experimental.dtensor.create_mesh([("batch", 1)], devices=["CPU:0"])
     x = tf.experimental.dtensor.copy_to_mesh(X, tf.experimental.dtensor.Layout.replicated(mesh, rank=2))
-    with pytest.raises(ValueError, match=r"^x must be on a CPU, got a tensor on .*CUSTOM:0"):
+    with pytest.raises(ValueError, match=r"^x must be on a CPU, a GPU or a TPU, got a tensor on .*CUSTOM:0"):
         dropout(x, 0.5)
-
-
-@pytest.mark.parametrize(
-    "call", [lambda x: dropout(x, 0.5), lambda x: apply(Mask((2, 3), key=0), x)], ids=["dropout", "apply"]
-)
-def test_xla_is_refused(call: Any) -> None:
-    inner = tf.function(call)  # not compiled itself, but traced into what is
-
-    def loop(x: Any) -> Any:
-        for _ in tf.range(2):
-            x = call(x)
-        return x
-
-    for f in (call, lambda x: inner(x) + 1, loop):
-        with pytest.raises(
-            ValueError, match="dropfast runs outside of XLA, so it cannot be used with jit_compile=True"
-        ):
-            tf.function(f, jit_compile=True)(X)
 
 
 def test_xla_around_what_was_traced_before_is_tensorflows_error() -> None:
