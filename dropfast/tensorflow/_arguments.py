@@ -42,7 +42,7 @@ def tensor(x: Any) -> Any:
 
 def threshold(rate: Any) -> Any:
     """Return the threshold of a rate: a number, or in a graph a tensor if the rate is one."""
-    if not tf.is_tensor(rate):
+    if isinstance(rate, float) or not tf.is_tensor(rate):  # which takes its time
         return _checks.threshold(_checks.rate(rate))
     if not rate.dtype.is_floating or rate.shape.rank not in (0, None):
         raise TypeError(f"rate must be a real number in [0, 1] or a scalar tensor of floats, got {rate!r}")

@@ -24,9 +24,7 @@ def select(x: Any, mask: Numbers) -> Any:
 @functools.lru_cache(maxsize=64)
 def _function(threshold: int, start: int, strides: tuple[int, ...] | None) -> Any:
     """Return a graph for the many operations, each of which would cost an eager call more than a small mask."""
-    return tf.function(
-        lambda x, key, draw: _select(x, Numbers(key, draw, threshold, start, strides)), autograph=False
-    )
+    return tf.function(lambda x, key, draw: _select(x, Numbers(key, draw, threshold, start, strides)), autograph=False)
 
 
 def _select(x: Any, mask: Numbers) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
+from tensorflow.python.eager.record import could_possibly_record
 from tensorflow.python.ops.control_flow_switch_case import execute_fn_for_device
 from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
@@ -35,6 +36,7 @@ def select(x: Any, mask: Numbers, portable: bool) -> Any:
     return execute_fn_for_device({"CPU": by_kernels}, functools.partial(_portable.select, x, mask))
 
 
+@functools.cache
 def _has_kernels(device: str) -> bool:
     """Return whether this device of an eager tensor has the kernels; other ones have TensorFlow's operations."""
     kind = tf.DeviceSpec.from_string(device).device_type
@@ -75,27 +77,27 @@ def _no_export() -> Any:
 
 def _words(mask: Numbers) -> Any:
     words = [mask.key, mask.draw, mask.threshold, mask.start, *(mask.strides or ())]
-    if any(map(tf.is_tensor, words)):
-        tensor = tf.stack([word if tf.is_tensor(word) else tf.constant(signed(word), tf.int64) for word in words])
+    if all(isinstance(word, int) for word in words):  # tf.is_tensor takes its time
+        tensor = tf.constant(list(map(_signed, words)), tf.int64)
     else:
-        tensor = tf.constant(np.array(words, np.uint64).view(np.int64))
+        tensor = tf.stack([tf.constant(_signed(n), tf.int64) if isinstance(n, int) else n for n in words])
     if mask.noise_shape is None:
         return tensor
     strides = tf.math.cumprod(mask.noise_shape, exclusive=True, reverse=True)
     return tf.concat([tensor, tf.where(tf.equal(mask.noise_shape, 1), tf.zeros_like(strides), strides)], 0)
 
 
-def signed(word: int) -> int:
+def _signed(word: int) -> int:
     """Return the signed number of the same 64 bits."""
     return (word ^ 1 << 63) - (1 << 63)
 
 
 def _kernels(x: Any, words: Any) -> Any:
-    operator = _operator() if _backend.active is _backend.native else None
-    if operator and not tf.executing_eagerly():
-        return operator(x, words)
-    # Not so when eager: TensorFlow would keep x for the operator's gradient, which has no use for it.
-    return _with_gradient(operator or _python)(x, words)
+    run = (_backend.active is _backend.native and _operator()) or _python
+    if tf.executing_eagerly():
+        # Not by the operator's own gradient: TensorFlow would keep x for it, which has no use for it.
+        return _with_gradient(run)(x, words) if could_possibly_record() else run(x, words)
+    return _with_gradient(run)(x, words) if run is _python else run(x, words)
 
 
 @functools.cache
