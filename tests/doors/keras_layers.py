@@ -394,11 +394,10 @@ if BACKEND in ("tensorflow", "torch"):
 if BACKEND == "tensorflow":
     import tensorflow as tf
 
-    def test_xla_around_a_layer_and_a_model() -> None:
-        layer, model = Dropout(0.5, seed=0), network(Dropout(0.5))
-        y = tf.function(lambda x: layer(x, training=True), jit_compile=True)(ones(2, 3))
-        assert_same_bits(y.numpy(), Mask((2, 3), 0.5, key=layer.key).apply(np.ones((2, 3), np.float32)))
-        assert layer.draw == 1
+    def test_xla_around_a_model_is_refused() -> None:
+        model = network(Dropout(0.5))
+        with pytest.raises(tf.errors.InvalidArgumentError, match="unsupported operations.*MutexLock"):  # the draw's
+            tf.function(lambda x: model(x, training=True), jit_compile=True)(SEQUENCES)
         assert_same_bits(
             tf.function(lambda x: tf.argmax(model(x), 1), jit_compile=True)(SEQUENCES).numpy(),
             model.predict(SEQUENCES, verbose=0).argmax(1),
