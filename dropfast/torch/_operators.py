@@ -23,12 +23,12 @@ from dropfast.torch import _private
 ALL_64 = (1 << 64) - 1
 KEYS = -(1 << 63), (1 << 63) - 1  # as signed numbers
 
-_LIBRARY = library.Library("dropfast", "DEF")
+LIBRARY = library.Library("dropfast", "DEF")
 _PURE, _RANDOM = torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_seeded
-_LIBRARY.define("apply(Tensor input, Tensor state, SymInt[] strides, int threshold) -> Tensor", tags=(_PURE,))
+LIBRARY.define("apply(Tensor input, Tensor state, SymInt[] strides, int threshold) -> Tensor", tags=(_PURE,))
 # Compilers look at the argument to know on which device this is random.
-_LIBRARY.define("new_state(Tensor input) -> Tensor", tags=(_PURE, _RANDOM))
-_LIBRARY.define("dropout(Tensor input, int threshold, int[] shared_axes) -> Tensor", tags=(_PURE, _RANDOM))
+LIBRARY.define("new_state(Tensor input) -> Tensor", tags=(_PURE, _RANDOM))
+LIBRARY.define("dropout(Tensor input, int threshold, int[] shared_axes) -> Tensor", tags=(_PURE, _RANDOM))
 operators = torch.ops.dropfast
 
 
@@ -59,6 +59,12 @@ def new_state(generator: torch.Generator | None = None) -> Tensor:
     key = new_key(generator)
     zero = torch.zeros_like(key)
     return torch.stack((key, zero, zero), -1)
+
+
+def moved(state: Tensor, by: int) -> Tensor:
+    """Return the state of a mask's part, which begins so many elements behind the whole."""
+    key, draw, start = state.unbind(-1)
+    return torch.stack((key, draw, start + by), -1)
 
 
 @contextmanager
@@ -171,11 +177,11 @@ def _apply_of_many(
     return operators.apply(input.movedim(0, behind_states), state, (0, *strides), threshold), behind_states
 
 
-_LIBRARY.impl("apply", _apply_on_cpu, "CPU")
-_LIBRARY.impl("apply", _apply_with_gradients, "Autograd", with_keyset=True)
-_LIBRARY.impl("new_state", lambda input: new_state(), "CPU")
-_LIBRARY.impl("dropout", dropout, "CompositeImplicitAutograd")
-_LIBRARY.impl("dropout", dropout, "FuncTorchVmapMode")  # also where no input is batched: each example has its own key
-library.register_fake("dropfast::apply", lambda input, *_: torch.empty_like(input), lib=_LIBRARY)
-library.register_fake("dropfast::new_state", lambda input: input.new_empty(3, dtype=torch.int64), lib=_LIBRARY)
-library.register_vmap("dropfast::apply", _apply_of_many, lib=_LIBRARY)
+LIBRARY.impl("apply", _apply_on_cpu, "CPU")
+LIBRARY.impl("apply", _apply_with_gradients, "Autograd", with_keyset=True)
+LIBRARY.impl("new_state", lambda input: new_state(), "CPU")
+LIBRARY.impl("dropout", dropout, "CompositeImplicitAutograd")
+LIBRARY.impl("dropout", dropout, "FuncTorchVmapMode")  # also where no input is batched: each example has its own key
+library.register_fake("dropfast::apply", lambda input, *_: torch.empty_like(input), lib=LIBRARY)
+library.register_fake("dropfast::new_state", lambda input: input.new_empty(3, dtype=torch.int64), lib=LIBRARY)
+library.register_vmap("dropfast::apply", _apply_of_many, lib=LIBRARY)

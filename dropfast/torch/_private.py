@@ -5,6 +5,7 @@ A test says which one is gone; without the test, the import does.
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ REASONS = {
     "utils._python_dispatch.is_traceable_wrapper_subclass": "to leave tensors made of tensors to PyTorch's own code",
     "Tensor._is_view": "to refuse in time to write into a view of a leaf",
     "Tensor._base": "to refuse in time to write into a view of a leaf",
+    "distributed.tensor.DTensor._spec": "to know that the axes of a mesh cut a tensor in their order",
     "nn.Module._load_from_state_dict": "to load files of old, which had the layers' keys",
 }
 
@@ -40,6 +42,8 @@ REASONS = {
 def find(name: str) -> Any:
     """Return what a name below `torch` stands for, or say what is gone and what it was for."""
     found: Any = torch
+    if name.startswith("distributed."):  # which `import torch` leaves to those who need it
+        importlib.import_module("torch.distributed.tensor")
     for part in name.split("."):
         if not hasattr(found, part):
             raise ImportError(f"PyTorch {torch.__version__} lacks torch.{name}, needed {REASONS[name]}")
@@ -59,7 +63,8 @@ is_functorch_active = find("_C._are_functorch_transforms_active")
 tracing_context = find("_guards.TracingContext").try_get
 is_wrapper = find("utils._python_dispatch.is_traceable_wrapper_subclass")
 for _name in REASONS:
-    find(_name)
+    if not _name.startswith("distributed."):
+        find(_name)
 del _name
 
 
@@ -95,3 +100,8 @@ def forget_kernels(*operators: Any) -> None:
     """Let Python look once more for the kernels of operators."""
     for operator in operators:
         operator._dispatch_cache.clear()
+
+
+def is_cut_in_another_order(input: Any) -> bool:
+    """Return whether a DTensor's axis is cut by one axis of the mesh after a later one."""
+    return any(sorted(by) != list(by) for _, by in input._spec.shard_order or ())

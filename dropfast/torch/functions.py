@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, SupportsIndex
 
@@ -81,6 +82,7 @@ def apply(mask: Mask, input: Tensor) -> Tensor:
         raise _wrong_dtype(input)
     if input.shape != mask.shape:
         raise ValueError(f"input must have the mask's shape {mask.shape}, got {tuple(input.shape)}")
+    is_sharded(input)
     return by_recipe(input, mask._recipe)
 
 
@@ -221,9 +223,20 @@ def _dropout_of_any(
     return input.copy_(output) if inplace else output  # type: ignore[no-any-return]
 
 
+def is_sharded(input: Tensor) -> bool:
+    """Return whether a tensor is spread over ranks, so that each has a window of its mask."""
+    distributed = sys.modules.get("torch.distributed.tensor")  # where DTensors are, it is
+    if distributed is None or not isinstance(input, distributed.DTensor):
+        return False
+    from dropfast.torch import _sharded
+
+    _sharded.check(input)
+    return True
+
+
 def is_ours(input: Tensor) -> bool:
     """Return whether our operators are for a tensor, which may stand for one in a compiler."""
-    if input.device.type != "cpu" or not _is_dense(input) or _private.is_wrapper(input):
+    if input.device.type != "cpu" or not _is_dense(input) or (_private.is_wrapper(input) and not is_sharded(input)):
         return False
     if input.dtype not in FLOATS:
         raise _wrong_dtype(input)

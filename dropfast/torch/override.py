@@ -16,7 +16,7 @@ from dropfast import _backend, _checks
 from dropfast.torch import _private
 from dropfast.torch._eager import FLOATS, by_plain_recipe, is_plain, plain_key
 from dropfast.torch._operators import ALL_64, array_of, new_key, operators, strides_of
-from dropfast.torch.functions import check_leaf
+from dropfast.torch.functions import check_leaf, is_sharded
 
 aten = torch.ops.aten
 
@@ -139,6 +139,8 @@ def _dropout(input: Tensor, p: float, train: bool) -> Tensor:
         return input
     if is_plain(input):
         return _by_eager(input, p)
+    if input.dtype in FLOATS and _private.is_wrapper(input) and is_sharded(input):
+        return operators.dropout(input, _checks.threshold(p), ())  # type: ignore[no-any-return]
     in_a_graph = _private.is_compiling() and not torch.compiler.is_exporting()
     if in_a_graph and input.dtype in FLOATS and not _private.is_wrapper(input) and _is_worth_a_call(input):
         return operators.dropout(input, _checks.threshold(p), ())  # type: ignore[no-any-return]
