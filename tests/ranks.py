@@ -8,7 +8,6 @@ import datetime
 import json
 import os
 import sys
-import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from outcomes import outcomes
 from tensors import next_mask
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -291,23 +291,13 @@ def test_what_does_nothing() -> None:
 
 # ---- the ranks -----------------------------------------------------------------------------------
 
-TESTS = [name for name in globals() if name.startswith("test_")]
-
-
 def main(rank: int, folder: str, size: int) -> None:
     wait = datetime.timedelta(seconds=60)
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=size, timeout=wait)
-    found: dict[str, Any] = {}
-    for name in TESTS:
-        try:
-            globals()[name]()
-            found[name] = None
-        except Exception:
-            found[name] = traceback.format_exc()
     everywhere: list[Any] = [None] * size
-    dist.all_gather_object(everywhere, found)
+    dist.all_gather_object(everywhere, outcomes(globals()))
     if rank == 0:
-        print(json.dumps({name: [each[name] for each in everywhere] for name in TESTS}), flush=True)
+        print(json.dumps({name: [each[name] for each in everywhere] for name in everywhere[0]}), flush=True)
     dist.barrier()
     os._exit(0)  # what gloo does when it is taken down is not ours to wait for
 

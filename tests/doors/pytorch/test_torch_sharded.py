@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import ranks
+from outcomes import names_of
 from processes import run_file, run_python
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "torch_processes.py"
@@ -29,7 +30,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return of
 
 
-@pytest.mark.parametrize("name", ranks.TESTS)
+@pytest.mark.parametrize("name", names_of(vars(ranks)))
 @pytest.mark.parametrize("size", [2, 4])
 def test_ranks(outcomes: Any, size: int, name: str) -> None:
     words = outcomes(size)[name]
