@@ -5,6 +5,7 @@
 
 import json
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,12 @@ import torch
 from cases import DTYPES, MODES, RATES, Array, Shape, values
 from expected import assert_same_bits
 from outcomes import outcomes
-from tensors import array, tensor
+from tensors import array, next_mask, tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import dropfast.torch
 from dropfast import Mask
-from dropfast.torch import _triton
+from dropfast.torch import _devices, _triton
 
 KEY, DRAW = 2**64 - 5, 2**32 - 3
 SHAPES: list[Shape] = [(5, 3, 70), (2, 3, 4, 5)]
@@ -92,6 +95,34 @@ def test_memory_layouts() -> None:
             assert_same_bits(array(laid.contiguous()), array(before.contiguous()))
     row = values((1, 40), DTYPES["float32"])
     check(Mask((6, 40), 0.3, key=KEY), np.ascontiguousarray(np.broadcast_to(row, (6, 40))), tensor(row).expand(6, 40))
+
+
+class Looking(TorchDispatchMode):
+    """Where there is a mode, no short cut is taken."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_operator_of_gpus() -> None:
+    """The CPU is a GPU, by force: a call, forward and backward."""
+    others = torch.library.Library("dropfast", "IMPL")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # there is a kernel already, which is the point
+        others.impl("apply", _devices.apply_on_gpu, "CPU")
+    x = torch.randn(3, 70)
+    mask = next_mask((3, 70), 0.25)
+    want = torch.from_numpy(mask.apply(x.numpy()))
+    leaf = torch.nn.Parameter(x)
+    with Looking():
+        y = dropfast.torch.dropout(leaf, 0.25)
+        y.backward(x)
+    assert torch.equal(y, want)
+    assert leaf.grad is not None
+    assert torch.equal(leaf.grad, want)
+    many = torch.vmap(dropfast.torch.dropout, randomness="different")(x)
+    assert not torch.equal(many[0] == 0, many[1] == 0)
+    others._destroy()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from torch.fx.traceback import get_current_meta
 from torch.utils.checkpoint import CheckpointPolicy
 
 from dropfast import _backend
-from dropfast.torch import _private
+from dropfast.torch import _devices, _private
 
 ALL_64 = (1 << 64) - 1
 KEYS = -(1 << 63), (1 << 63) - 1  # as signed numbers
@@ -26,7 +26,7 @@ KEYS = -(1 << 63), (1 << 63) - 1  # as signed numbers
 LIBRARY = library.Library("dropfast", "DEF")
 _PURE, _RANDOM = torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_seeded
 LIBRARY.define("apply(Tensor input, Tensor state, SymInt[] strides, int threshold) -> Tensor", tags=(_PURE,))
-# Compilers look at the argument to know on which device this is random.
+# Compilers look at the argument to know on which device this is random: on the CPU, whatever the mask is for.
 LIBRARY.define("new_state(Tensor input) -> Tensor", tags=(_PURE, _RANDOM))
 LIBRARY.define("dropout(Tensor input, int threshold, int[] shared_axes) -> Tensor", tags=(_PURE, _RANDOM))
 operators = torch.ops.dropfast
@@ -56,6 +56,7 @@ def new_key(generator: torch.Generator | None = None) -> Tensor:
 
 def new_state(generator: torch.Generator | None = None) -> Tensor:
     """Return the state of a new mask."""
+    _devices.refuse_capture()
     key = new_key(generator)
     zero = torch.zeros_like(key)
     return torch.stack((key, zero, zero), -1)
@@ -102,7 +103,7 @@ def dropout(
         state = new_state(generator)
     else:
         with _saved_for_backward():
-            state = operators.new_state(input)
+            state = operators.new_state(input if input.device.type == "cpu" else torch.empty(0, device="cpu"))
     return operators.apply(input, state, strides_of(input.shape, shared_axes), threshold)  # type: ignore[no-any-return]
 
 
@@ -147,6 +148,11 @@ class _ApplyAtOneLevel(_Gradients, _private.SingleLevelFunction):  # type: ignor
     """For one transform of torch.func, as the formulas of PyTorch's own operators: the others follow by themselves."""
 
 
+def _is_a_compilers_own(input: Tensor) -> bool:
+    """Return whether a compiler is to see what the operator does: it fuses that on devices without kernels."""
+    return input.device.type in _devices.DEVICES and _private.is_compiling() and not torch.compiler.is_exporting()
+
+
 def _apply_with_gradients(keys: Any, *args: Any) -> Tensor:
     def call(*args: Any) -> Tensor:
         with (
@@ -154,6 +160,8 @@ def _apply_with_gradients(keys: Any, *args: Any) -> Tensor:
             _private.set_fwd_grad_enabled(with_tangents),
             _private.BelowAutograd(),
         ):
+            if _is_a_compilers_own(args[0]):
+                return _devices.apply(*args)
             return operators.apply.default.redispatch(  # type: ignore[no-any-return]
                 keys & _private.keys_after_autograd, *args
             )
@@ -178,6 +186,8 @@ def _apply_of_many(
 
 
 LIBRARY.impl("apply", _apply_on_cpu, "CPU")
+for _device, _its_key in _devices.DEVICES.items():
+    LIBRARY.impl("apply", _devices.apply_on_gpu if _device == "cuda" else _devices.apply, _its_key)
 LIBRARY.impl("apply", _apply_with_gradients, "Autograd", with_keyset=True)
 LIBRARY.impl("new_state", lambda input: new_state(), "CPU")
 LIBRARY.impl("dropout", dropout, "CompositeImplicitAutograd")

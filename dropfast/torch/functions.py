@@ -14,7 +14,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from dropfast import _checks, _doors
 from dropfast._mask import Mask
-from dropfast.torch import _operators, _private
+from dropfast.torch import _devices, _operators, _private
 from dropfast.torch._eager import FLOATS, by_plain_recipe, by_recipe, is_plain, plain_key
 from dropfast.torch._operators import operators
 
@@ -74,8 +74,8 @@ def apply(mask: Mask, input: Tensor) -> Tensor:
     if has_torch_function_unary(input):
         return handle_torch_function(apply, (input,), mask, input)  # type: ignore[no-any-return]
     _check_tensor(input)
-    if input.device.type != "cpu":
-        raise ValueError(f"input must be on the CPU, got one on {input.device}")
+    if not _is_on_ours(input):
+        raise ValueError(f"input must be on the CPU, CUDA, MPS or XPU, got one on {input.device}")
     if not _is_dense(input):
         raise TypeError(f"input must be dense, got {'a nested tensor' if input.is_nested else input.layout}")
     if input.dtype not in FLOATS:
@@ -185,6 +185,10 @@ def _is_dense(input: Tensor) -> bool:
     return input.layout is torch.strided and not input.is_nested
 
 
+def _is_on_ours(input: Tensor) -> bool:
+    return input.device.type == "cpu" or input.device.type in _devices.DEVICES
+
+
 def _axes_of(
     shape: Sequence[int],
     shared_axes: SupportsIndex | Iterable[SupportsIndex],
@@ -236,7 +240,7 @@ def is_sharded(input: Tensor) -> bool:
 
 def is_ours(input: Tensor) -> bool:
     """Return whether our operators are for a tensor, which may stand for one in a compiler."""
-    if input.device.type != "cpu" or not _is_dense(input) or (_private.is_wrapper(input) and not is_sharded(input)):
+    if not _is_on_ours(input) or not _is_dense(input) or (_private.is_wrapper(input) and not is_sharded(input)):
         return False
     if input.dtype not in FLOATS:
         raise _wrong_dtype(input)
