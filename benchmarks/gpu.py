@@ -75,7 +75,7 @@ def main() -> None:
             for name, call in calls.items():
                 kept = saved(call, leaf, p) / 2**20
                 times = f"{statistics.median(forward[name]):12.3f}{statistics.median(both[name]):14.3f}"
-                print(f"{str(dtype):16}{p:5}  {name:22}{times}{kept:12.3f}", flush=True)
+                print(f"{dtype!s:16}{p:5}  {name:22}{times}{kept:12.3f}", flush=True)
 
 
 if __name__ == "__main__":

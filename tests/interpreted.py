@@ -1,6 +1,6 @@
 """The kernel for GPUs without one: by Triton's interpreter, which has to be asked for before Triton is imported.
 
-`TRITON_INTERPRET=1 python interpreted.py` prints a JSON object with what went wrong in each test, None where nothing did.
+`TRITON_INTERPRET=1 python interpreted.py` prints what went wrong in each test, None where nothing did, as JSON.
 """
 
 import json

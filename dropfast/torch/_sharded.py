@@ -33,7 +33,7 @@ def check(input: DTensor, allowed: tuple[type, ...] = (Replicate, Shard)) -> Non
 
 
 def _begin(input: DTensor) -> tuple[int, ...]:
-    """Return where the rank's part begins on each axis. Axes are cut as `torch.chunk` does: the last part is smaller."""
+    """Return where the rank's part begins on each axis, of which `torch.chunk` would give it the same part."""
     begin, lengths = [0] * input.ndim, list(input.shape)
     rank = input.device_mesh.get_coordinate() or [0] * input.device_mesh.ndim  # no rank of the mesh has no part of it
     for along, (placement, its) in enumerate(zip(input.placements, rank, strict=True)):

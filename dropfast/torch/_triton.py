@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import triton
@@ -135,7 +134,7 @@ def _kernel(
 
 
 def _merged(lengths: Sequence[int], strides: Sequence[int]) -> list[tuple[int, int]]:
-    """Return (length, stride of the index) of the axes, the last first, with those that run on into each other as one."""
+    """Return (length, stride of the index) of the axes, the last first; those that run on into each other are one."""
     axes: list[tuple[int, int]] = []
     for n, stride in reversed([(n, stride) for n, stride in zip(lengths, strides, strict=True) if n > 1]):
         if axes and stride == axes[-1][0] * axes[-1][1]:

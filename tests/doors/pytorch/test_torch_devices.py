@@ -1,4 +1,4 @@
-"""Devices without kernels: the portable text, eager and compiled, on the CPU by force; and where what runs, cell by cell.
+"""Devices without kernels: the portable text, eager and compiled, on the CPU by force; and where what runs.
 
 No machine here has such a device: that the bits are right on it follows from its integers being right.
 """
@@ -260,7 +260,7 @@ def test_a_cuda_graph_does_not_capture_a_key(monkeypatch: pytest.MonkeyPatch, fo
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     before = torch.get_rng_state()
     with Seen():
-        with pytest.raises(RuntimeError, match="^dropout cannot be captured in a CUDA graph"):
+        with pytest.raises(RuntimeError, match=r"^dropout cannot be captured in a CUDA graph"):
             dropfast.torch.dropout(torch.ones(3))
         dropfast.torch.apply(Mask(3, key=1), torch.ones(3))
     assert torch.equal(torch.get_rng_state(), before)

@@ -1,4 +1,4 @@
-"""Tensors that are spread over 2 and 4 processes have the masks of the whole: what `ranks.py` tests, and the example."""
+"""Tensors that are spread over 2 and 4 processes have the masks of the whole: `ranks.py`, and the example."""
 
 import json
 import re
