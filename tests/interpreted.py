@@ -22,6 +22,7 @@ from dropfast.torch import _devices, _triton
 
 KEY, DRAW = 2**64 - 5, 2**32 - 3
 SHAPES: list[Shape] = [(5, 3, 70), (2, 3, 4, 5)]
+UNSHARED_OR_NOT: list[dict[str, Any]] = [{}, {"shared_axes": 0}, {"shared_axes": -1}]
 ODD_RATES = [1 / 3, 0.123, 0.65, 1 - 2**-20]
 
 
@@ -32,7 +33,7 @@ def check(mask: Mask, x: Array, got: torch.Tensor | None = None) -> None:
 
 def test_dtypes() -> None:
     for dtype in DTYPES.values():
-        for sharing in ({}, {"shared_axes": -1}):
+        for sharing in UNSHARED_OR_NOT:
             check(Mask((3, 300), 0.1, key=KEY, draw=DRAW, **sharing), values((3, 300), dtype))
 
 
@@ -64,7 +65,7 @@ def test_windows() -> None:
         ((2**10, 2**20, 2**10), (2**9 - 1, 2**20 - 3, 2**10 - 70)),
         ((2**62, 2), (2**62 - 5, 0)),
     ):
-        for sharing in ({}, {"shared_axes": 0}):
+        for sharing in UNSHARED_OR_NOT:
             shape = tuple(min(7, n - first) if n > 300 else n - first for n, first in zip(whole, start, strict=True))
             if len(shape) == 1:
                 shape = (300,)
