@@ -145,6 +145,21 @@ def test_enabled() -> None:
         both_ways(lambda x: nn.functional.dropout(x * 1, 0.3, inplace=True), mask, whole())
 
 
+def test_without_gradients() -> None:
+    mesh, placements = meshes()[0]
+    x = whole()
+    for mode in (torch.no_grad, torch.inference_mode):
+        for inplace in (False, True):
+            for by in placements.values():
+                spread = distribute_tensor(x, mesh, by)
+                with dropfast.torch.enable(), mode():
+                    for function in (nn.functional.dropout, dropfast.torch.dropout):
+                        torch.manual_seed(5)
+                        mask = next_mask(SHAPE, 0.3)
+                        same(function(spread * 1, 0.3, inplace=inplace).clone(), dropfast.torch.apply(mask, x))
+                    assert torch.equal(nn.functional.dropout(spread, 0.3, training=False).full_tensor(), x)
+
+
 def test_pytorch_gives_each_rank_the_same_mask() -> None:
     """Which is why there is something to do."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))

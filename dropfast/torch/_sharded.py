@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, library
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
+from dropfast import _checks
 from dropfast.torch import _private
 from dropfast.torch._operators import LIBRARY, moved, operators
 
@@ -63,6 +64,25 @@ def _new_state(_: Any, __: Any, ___: Any, args: Any = (), kwargs: Any = None) ->
     """Draw a key on each rank: one for all, as the ranks' generators are in one state."""
     with torch.no_grad():
         return operators.new_state(args[0].to_local())  # type: ignore[no-any-return]
+
+
+def _dropout(_: Any, __: Any, ___: Any, args: Any = (), kwargs: Any = None) -> DTensor:
+    """Drop where autograd's kernels are not asked, in inference mode."""
+    input, p, train = args
+    if not train or p == 0:
+        return input  # type: ignore[no-any-return]
+    check(input)
+    return operators.dropout(input, _checks.threshold(p), ())  # type: ignore[no-any-return]
+
+
+def _dropout_(*what: Any) -> DTensor:
+    return what[3][0].copy_(_dropout(*what))  # type: ignore[no-any-return]
+
+
+def enable(kernels: library.Library) -> None:
+    """Let a library's kernels for PyTorch's own dropout have these besides."""
+    library.register_torch_dispatch("aten::dropout", DTensor, _dropout, lib=kernels)
+    library.register_torch_dispatch("aten::dropout_", DTensor, _dropout_, lib=kernels)
 
 
 library.register_torch_dispatch("dropfast::apply", DTensor, _apply, lib=LIBRARY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import threading
 import warnings
 from contextlib import AbstractContextManager
@@ -78,6 +79,10 @@ def enable() -> AbstractContextManager[object]:
                     kernels.impl("dropout", _dropout, key)
                     kernels.impl("dropout_", _dropout_, key)
                 kernels.impl("native_dropout", _native_dropout, "CPU")
+            if "torch.distributed.tensor" in sys.modules:
+                from dropfast.torch import _sharded
+
+                _sharded.enable(kernels)
             _kernels = kernels
             _let_compilers_know()
     return _Enabled(was_enabled)

@@ -19,6 +19,8 @@ import dropfast.dask
 import dropfast.jax
 import dropfast.tensorflow
 import dropfast.torch
+from dropfast.torch import _devices
+from dropfast.torch._operators import state_of
 
 KEY, DRAW = 0xFEDCBA9876543210, 7  # a key beyond 2**63: most frameworks have signed integers only
 
@@ -40,6 +42,12 @@ def in_jax(function: Callable[[Any], Any], x: Array) -> Array:
         return np.asarray(function(jax.numpy.asarray(x)))
 
 
+def in_torch_operations(mask: dropfast.Mask, x: torch.Tensor) -> torch.Tensor:
+    """What other devices compute, and compilers for them."""
+    _, strides, start, key, draw, threshold = mask._recipe
+    return _devices.apply(x, state_of(key, draw, start), strides, threshold)
+
+
 Door = Callable[[dropfast.Mask, Array], Any]
 DOORS: dict[str, Door] = {
     "numpy": lambda mask, x: mask.apply(x),
@@ -47,6 +55,7 @@ DOORS: dict[str, Door] = {
     "torch-compiled": lambda mask, x: from_torch(
         torch.compile(lambda x: dropfast.torch.apply(mask, x), fullgraph=True, backend="aot_eager")(to_torch(x))
     ),
+    "torch-portable": lambda mask, x: from_torch(in_torch_operations(mask, to_torch(x))),
     "tensorflow": lambda mask, x: dropfast.tensorflow.apply(mask, tf.constant(x)).numpy(),
     "tensorflow-graph": lambda mask, x: tf.function(lambda x: dropfast.tensorflow.apply(mask, x))(
         tf.constant(x)
