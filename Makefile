@@ -114,6 +114,7 @@ $(VENV)/.doors: $(VENV)/.group-doors
 	$(pip) install --quiet --no-deps --force-reinstall . --config-settings=cmake.define.DROPFAST_XLA_INCLUDE="$$($(python) -c \
 	  'import jaxlib; print(jaxlib.__path__[0])')/include"
 	$(python) -c 'import dropfast._jax_ffi'
+	$(pip) install --quiet --no-deps --target $(VENV)/triton --group triton
 	@touch $@
 
 # Two pips at once in one environment would trip over each other.

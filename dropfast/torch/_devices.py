@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -35,13 +36,18 @@ def apply(input: Tensor, state: Tensor, strides: Sequence[int], threshold: int) 
 
 
 @functools.cache
-def _has_triton() -> bool:
+def _is_installed() -> bool:
     return importlib.util.find_spec("triton") is not None
+
+
+def has_triton() -> bool:
+    """Return whether Triton can be used: imported after TensorFlow, it ends the process, for both have an LLVM."""
+    return "triton" in sys.modules or ("tensorflow" not in sys.modules and _is_installed())
 
 
 def apply_on_gpu(input: Tensor, state: Tensor, strides: Sequence[int], threshold: int) -> Tensor:
     """Do what the operator does on CUDA's devices: in one pass, if it is one mask and there is Triton."""
-    if state.ndim > 1 or not _has_triton():
+    if state.ndim > 1 or not has_triton():
         return apply(input, state, strides, threshold)
     from dropfast.torch import _triton
 
