@@ -40,7 +40,7 @@ def apply(mask: Mask, input: Tensor) -> Tensor:
     mask : dropfast.Mask
         Of the shape of `input`; a window of a larger mask, too.
     input : torch.Tensor
-        float16, bfloat16, float32 or float64, dense, on the CPU, with any strides.
+        float16, bfloat16, float32 or float64, dense, with any strides, on the CPU, CUDA, MPS or XPU; a DTensor too.
 
     Returns
     -------
@@ -52,7 +52,7 @@ def apply(mask: Mask, input: Tensor) -> Tensor:
     TypeError
         If `mask` is no mask, or `input` no tensor, or one with a layout or a dtype that is not allowed.
     ValueError
-        If `input` does not have the mask's shape, or is not on the CPU.
+        If `input` does not have the mask's shape, is on another device, or is a DTensor that has yet to be summed.
 
     Notes
     -----
@@ -102,7 +102,8 @@ def dropout(
     ----------
     input : torch.Tensor
         Of any floating dtype, device and layout. The masks are dropfast's for dense float16, bfloat16, float32 and
-        float64 on the CPU, with any strides; for others PyTorch's own dropout is called.
+        float64 with any strides, on the CPU, CUDA, MPS and XPU, and for DTensors, of which each rank has its window of
+        one mask; for others PyTorch's own dropout is called.
     p : float, default 0.5
         Probability that an element is zeroed, in [0, 1], with a resolution of 2**-32. May be a tensor of one number.
     training : bool, default True
@@ -115,7 +116,8 @@ def dropout(
         The same in TensorFlow's words: the shape of the mask, with 1 on shared axes and the full length, or None, on
         others. Give this or `shared_axes`.
     generator : torch.Generator, optional
-        Where the mask's key comes from; PyTorch's default generator if not given, so that `torch.manual_seed` decides.
+        Where the mask's key comes from, one of the CPU's whatever the input's device; PyTorch's default one if not
+        given, so that `torch.manual_seed` decides, which has to be called alike on all ranks of a DTensor.
 
     Returns
     -------
@@ -127,8 +129,8 @@ def dropout(
     TypeError
         If `p` is no number or `input` no tensor, or one of integers.
     ValueError
-        If `p` is not in [0, 1], if `shared_axes` or `noise_shape` do not fit the input, or if a `generator` is given
-        for a tensor that is not dropfast's.
+        If `p` is not in [0, 1], if `shared_axes` or `noise_shape` do not fit the input, if a `generator` is given
+        for a tensor that is not dropfast's, or if the input is a DTensor that has yet to be summed.
     RuntimeError
         If `inplace`, and `input` is a leaf that requires a gradient.
 

@@ -53,8 +53,9 @@ def enable() -> AbstractContextManager[object]:
     `torch.nn.functional.dropout` and all that comes to it: modules, attention, LSTM and GRU, transformer layers, calls
     from C++, in eager mode and in what is compiled from now on. Models, checkpoints and seeds stay as they are: the key
     of each mask is one number of PyTorch's default generator. Dense float16, bfloat16, float32 and float64 tensors on
-    the CPU have dropfast's masks; others do not notice. AlphaDropout and dropout of whole channels, as by
-    `torch.nn.Dropout2d`, stay PyTorch's. A process that is spawned, not forked, has to enable for itself.
+    the CPU have dropfast's masks, and DTensors of them; others do not notice. AlphaDropout and dropout of whole
+    channels, as by `torch.nn.Dropout2d`, stay PyTorch's. A process that is spawned, not forked, has to enable for
+    itself.
 
     Examples
     --------

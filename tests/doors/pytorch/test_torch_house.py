@@ -132,6 +132,8 @@ def test_peak_memory() -> None:
 def test_docstrings(backend: str) -> None:
     finder, found = doctest.DocTestFinder(recurse=False), {}
     for room in ROOMS:
+        if room.stem == "_triton":  # which needs Triton: test_torch_triton.py
+            continue
         module = import_module("dropfast.torch" if room.stem == "__init__" else f"dropfast.torch.{room.stem}")
         for name in {"": None, **{name: None for name in dropfast.torch.__all__ if hasattr(module, name)}}:
             thing = getattr(module, name) if name else module
