@@ -22,7 +22,8 @@ typedef enum dropfast_dtype {
   DROPFAST_FLOAT16 = 0,
   DROPFAST_BFLOAT16 = 1,
   DROPFAST_FLOAT32 = 2,
-  DROPFAST_FLOAT64 = 3
+  DROPFAST_FLOAT64 = 3,
+  DROPFAST_BOOL = 4  // the mask itself: out, a byte an element, becomes 1 where kept; x, which may be out, is not used
 } dropfast_dtype;
 
 typedef struct dropfast_mask {

@@ -76,6 +76,48 @@ int axis_to_divide(const Axis* axes, int n, int threads) {
   return longest;
 }
 
+// Calls work(axes, x, out, start) for all of these elements, or on several threads for parts of them.
+template <class Work>
+void on_threads(const Axis* axes, int n, const char* x, char* out, uint64_t start, const Work& work) {
+  int64_t size = 1;
+  for (int d = 0; d < n; ++d) size *= axes[d].length;
+  if (size < 2 * kElementsPerThread) {
+    const DefaultFloatingPoint mode;
+    return work(axes, x, out, start);
+  }
+  int threads = (int)std::min<int64_t>(max_threads(), size / kElementsPerThread);
+  const int divided = axis_to_divide(axes, n, threads);
+  // Along the run of bits pieces begin at whole multiples of 8 blocks; elsewhere anywhere.
+  const int64_t unit = axes[divided].mask == 1 ? 8 * kBlockBits : 1;
+  const int64_t units = (axes[divided].length + unit - 1) / unit;
+  threads = (int)std::min<int64_t>(threads, units);
+  run_parallel(threads, [&](int t) {
+    const int64_t begin = units * t / threads * unit;
+    const int64_t end = std::min(units * (t + 1) / threads * unit, axes[divided].length);
+    Axis mine[DROPFAST_MAX_NDIM];
+    std::copy(axes, axes + n, mine);
+    mine[divided].length = end - begin;
+    const Axis& axis = axes[divided];
+    work(mine, x + begin * axis.x, out + begin * axis.out, start + (uint64_t)begin * (uint64_t)axis.mask);
+  });
+}
+
+// The bits of n bytes, 1 where they are not 0, and 0 up to the end of a word.
+void bits_of_bytes(const uint8_t* bytes, int64_t n, uint64_t* bits) {
+  for (int64_t i = 0; i < n; i += 64) {
+    uint64_t word = 0;
+    for (int64_t j = i; j < std::min(i + 64, n); j += 8) {
+      uint64_t eight = 0;
+      memcpy(&eight, bytes + j, (size_t)std::min<int64_t>(8, n - j));
+      if (__BYTE_ORDER__ == __ORDER_BIG_ENDIAN__) eight = __builtin_bswap64(eight);
+      // The top bit of each byte that is not 0, and then all of them side by side.
+      const uint64_t ones = (((eight & 0x7f7f7f7f7f7f7f7f) + 0x7f7f7f7f7f7f7f7f) | eight) >> 7 & 0x0101010101010101;
+      word |= ones * 0x0102040810204080 >> 56 << (j - i);
+    }
+    bits[i / 64] = word;
+  }
+}
+
 }  // namespace
 
 // ---- the doors' functions
@@ -92,28 +134,54 @@ void apply(const dropfast_mask* mask, dropfast_dtype dtype, const void* x, const
 
   const Kernels& kernels = *chosen.load(std::memory_order_relaxed)->kernels;
   const bool streaming = x != out && size * kItemSize[dtype] >= kStreamingBytes;
-  if (size < 2 * kElementsPerThread) {
-    const DefaultFloatingPoint mode;
-    Piece(kernels, *mask, dtype, axes, n, streaming).apply((const char*)x, (char*)out, mask->start);
-    return;
-  }
+  on_threads(axes, n, (const char*)x, (char*)out, mask->start,
+             [&](const Axis* mine, const char* x, char* out, uint64_t start) {
+               Piece(kernels, *mask, dtype, mine, n, streaming).apply(x, out, start);
+             });
+}
 
-  int threads = (int)std::min<int64_t>(max_threads(), size / kElementsPerThread);
-  const int divided = axis_to_divide(axes, n, threads);
-  // Along the run of bits pieces begin at whole multiples of 8 blocks; elsewhere anywhere.
-  const int64_t unit = axes[divided].mask == 1 ? 8 * kBlockBits : 1;
-  const int64_t units = (axes[divided].length + unit - 1) / unit;
-  threads = (int)std::min<int64_t>(threads, units);
-  run_parallel(threads, [&](int t) {
-    const int64_t begin = units * t / threads * unit;
-    const int64_t end = std::min(units * (t + 1) / threads * unit, axes[divided].length);
-    Axis mine[DROPFAST_MAX_NDIM];
-    std::copy(axes, axes + n, mine);
-    mine[divided].length = end - begin;
-    const Axis& axis = axes[divided];
-    Piece(kernels, *mask, dtype, mine, n, streaming)
-        .apply((const char*)x + begin * axis.x, (char*)out + begin * axis.out,
-               mask->start + (uint64_t)begin * (uint64_t)axis.mask);
+void apply_and_keep(const dropfast_mask* mask, dropfast_dtype dtype, const void* x, const int64_t* x_strides, void* out,
+                    const int64_t* out_strides, void* kept, const int64_t* kept_strides) {
+  Axis axes[DROPFAST_MAX_NDIM], places[DROPFAST_MAX_NDIM];
+  const int n = merge_axes(*mask, x_strides, out_strides, axes);
+  const int64_t size = kItemSize[dtype];
+  const auto is_run = [](int n, const Axis& axis, int64_t size) {
+    return n == 1 && axis.x == size && axis.out == size && axis.mask == 1;
+  };
+  if (!is_run(n, axes[0], size) || !is_run(merge_axes(*mask, kept_strides, kept_strides, places), places[0], 1)) {
+    apply(mask, dtype, x, x_strides, out, out_strides);
+    return apply(mask, DROPFAST_BOOL, kept, kept_strides, kept, kept_strides);
+  }
+  const Kernels& kernels = *chosen.load(std::memory_order_relaxed)->kernels;
+  const double scale = scale_of(mask->threshold);
+  on_threads(axes, n, (const char*)x, (char*)out, mask->start,
+             [&](const Axis* run, const char* x, char* to, uint64_t start) {
+               const auto use = [&](const Part* parts, int n, const uint64_t* keep) {
+                 for (const Part* p = parts; p < parts + n; ++p) {
+                   char* y = p->out + p->position * size;
+                   kernels.select[dtype](p->x + p->position * size, y, p->n, keep, p->first, scale, false, kOneRow);
+                   char* bytes = (char*)kept + (y - (char*)out) / size;
+                   kernels.select[DROPFAST_BOOL](bytes, bytes, p->n, keep, p->first, 1, false, kOneRow);
+                 }
+               };
+               Batch<decltype(use)> batch(kernels, *mask, use);
+               batch.add(x, to, start, run->length);
+               batch.flush();
+             });
+}
+
+void select(dropfast_dtype dtype, const void* x, void* out, int64_t n, const uint8_t* kept, double scale) {
+  const Kernels& kernels = *chosen.load(std::memory_order_relaxed)->kernels;
+  const int64_t size = kItemSize[dtype];
+  const Axis axis = {n, size, size, 1};
+  on_threads(&axis, 1, (const char*)x, (char*)out, 0, [&](const Axis* run, const char* x, char* out, uint64_t first) {
+    constexpr int64_t kAtOnce = 4096;
+    uint64_t keep[kAtOnce / 64 + 1] = {};
+    for (int64_t i = 0; i < run->length; i += kAtOnce) {
+      const int64_t count = std::min(kAtOnce, run->length - i);
+      bits_of_bytes(kept + first + i, count, keep);
+      kernels.select[dtype](x + i * size, out + i * size, count, keep, 0, scale, false, kOneRow);
+    }
   });
 }
 

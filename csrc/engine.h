@@ -11,6 +11,13 @@ uint64_t threshold(double rate);
 void apply(const dropfast_mask* mask, dropfast_dtype dtype, const void* x, const int64_t* x_strides, void* out,
            const int64_t* out_strides);
 
+// The same, and the mask beside it: kept, a byte an element with any strides, is 1 where kept and else 0.
+void apply_and_keep(const dropfast_mask* mask, dropfast_dtype dtype, const void* x, const int64_t* x_strides, void* out,
+                    const int64_t* out_strides, void* kept, const int64_t* kept_strides);
+
+// n elements side by side, by a mask of a byte an element: out = x * scale where it is not 0, +0.0 elsewhere.
+void select(dropfast_dtype dtype, const void* x, void* out, int64_t n, const uint8_t* kept, double scale);
+
 // Calls `poll`, if given, every kSlabElements; it may throw.
 void packed(const dropfast_mask* mask, uint8_t* out, void (*poll)() = nullptr);
 

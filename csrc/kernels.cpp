@@ -169,8 +169,8 @@ void transpose(uint64_t* rows, int n) {
 
 extern const Kernels kernels;
 const Kernels kernels = {draw,
-                         {select<Float16>, select<BFloat16>, select<Float32<f32s>>, select<Float64<f64s>>},
-                         {drop<Float16>, drop<BFloat16>, drop<Float32<f32v>>, drop<Float64<f64v>>},
+                         {select<Float16>, select<BFloat16>, select<Float32<f32s>>, select<Float64<f64s>>, select<Bool>},
+                         {drop<Float16>, drop<BFloat16>, drop<Float32<f32v>>, drop<Float64<f64v>>, drop<Bool>},
                          transpose,
                          stream_fence};
 

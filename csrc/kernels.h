@@ -36,10 +36,10 @@ struct Kernels {
 
   // out[i] = x[i] * scale where bit `first + i` of keep is set, else +0.0; by dropfast_dtype, for i < n, and in the
   // next row with the bits that follow. keep has one word behind its last bit. `streaming` stores past the caches.
-  Select select[4];
+  Select select[5];
 
   // The dropout of n elements side by side, whose bits are those of the mask's elements from `index` on.
-  Drop drop[4];
+  Drop drop[5];
 
   // In 64 rows of kSquares words, of each of the first n squares of 64 x 64 bits that lie side by side: bit c of row r
   // becomes bit r of row c.

@@ -152,7 +152,19 @@ void apply_in_slabs(const dropfast_mask& mask, dropfast_dtype dtype, const char*
   }
 }
 
-bool apply_to_arrays(py::handle x_object, py::handle out_object, const py::tuple& recipe) {
+// The mask that is to lie beside out: a byte for each element, in its place.
+void* bytes_beside(const py::array& out, py::handle kept_object) {
+  const auto kept = py::reinterpret_borrow<py::array>(kept_object);
+  bool beside = kept.dtype().num() == 0 /* NPY_BOOL */ && kept.writeable() && kept.ndim() == out.ndim();
+  for (py::ssize_t d = 0; beside && d < out.ndim(); ++d) {
+    beside = kept.shape(d) == out.shape(d) &&
+             (out.shape(d) == 1 || kept.strides(d) * out.itemsize() == out.strides(d));
+  }
+  if (!beside) throw py::value_error("apply: kept must be a writable array of booleans that lies as out does");
+  return const_cast<void*>(kept.data());
+}
+
+bool apply_to_arrays(py::handle x_object, py::handle out_object, const py::tuple& recipe, py::handle kept_object) {
   if (!is_plain_array(x_object) || !is_plain_array(out_object)) return false;
   const auto x = py::reinterpret_borrow<py::array>(x_object), out = py::reinterpret_borrow<py::array>(out_object);
   const Recipe with(recipe);
@@ -167,7 +179,13 @@ bool apply_to_arrays(py::handle x_object, py::handle out_object, const py::tuple
   const auto* from = static_cast<const char*>(x.data());
   auto* to = static_cast<char*>(const_cast<void*>(out.data()));
   const int64_t *x_strides = as_int64(x.strides()), *out_strides = as_int64(out.strides());
-  if (x.size() < kGilElements) {
+  if (!kept_object.is_none()) {
+    void* kept = bytes_beside(out, kept_object);
+    int64_t kept_strides[DROPFAST_MAX_NDIM];
+    for (py::ssize_t d = 0; d < out.ndim(); ++d) kept_strides[d] = out_strides[d] / out.itemsize();
+    const py::gil_scoped_release release;
+    apply_and_keep(&with.mask(), code, from, x_strides, to, out_strides, kept, kept_strides);
+  } else if (x.size() < kGilElements) {
     apply(&with.mask(), code, from, x_strides, to, out_strides);
   } else {
     apply_in_slabs(with.mask(), code, from, x_strides, to, out_strides, x.size());
@@ -202,7 +220,8 @@ const dropfast_api kApi = {DROPFAST_API_VERSION, threshold, apply,
 PYBIND11_MODULE(_native, m, py::mod_gil_not_used(), py::multiple_interpreters::per_interpreter_gil()) {
   using namespace dropfast;
   m.doc() = "dropfast's compiled backend; see dropfast/_native.pyi.";
-  m.def("apply", apply_to_arrays, py::arg("x"), py::arg("out"), py::arg("recipe"));
+  m.def("apply", apply_to_arrays, py::arg("x"), py::arg("out"), py::arg("recipe"),
+        py::arg("kept") = py::none());
   m.def("packed", packed_to_array, py::arg("out").noconvert(), py::arg("recipe"));
   m.def("isas", [] {
     int n;

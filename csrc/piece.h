@@ -16,7 +16,11 @@
 
 namespace dropfast {
 
-constexpr int kItemSize[4] = {2, 2, 4, 8};  // by dropfast_dtype
+constexpr int kItemSize[5] = {2, 2, 4, 8, 1};  // by dropfast_dtype
+
+inline double scale_of(uint64_t threshold) {
+  return threshold >> 32 ? 0 : 0x1p32 / (double)((uint64_t{1} << 32) - threshold);
+}
 
 constexpr int64_t kLongRun = 4096;   // from here on a run is drawn and selected in one
 constexpr int64_t kLongRepeat = 64;  // from here on a bit's own elements are a run that is long enough
@@ -72,7 +76,7 @@ class Piece {
         select_(kernels.select[dtype]),
         drop_(kernels.drop[dtype]),
         size_(kItemSize[dtype]),
-        scale_(mask.threshold >> 32 ? 0 : 0x1p32 / (double)((uint64_t{1} << 32) - mask.threshold)),
+        scale_(scale_of(mask.threshold)),
         streaming_(streaming) {
     Axes rest;
     for (int d = 0; d < n; ++d) rest.add(axes[d].mask == 0 ? forwards(axes[d]) : axes[d]);
@@ -435,6 +439,7 @@ class Piece {
       if (to_stride == -size && from_stride == size) return by(-size, size);
       by(to_stride, from_stride);
     };
+    if (size_ == 1) copy(std::integral_constant<int64_t, 1>());
     if (size_ == 2) copy(std::integral_constant<int64_t, 2>());
     if (size_ == 4) copy(std::integral_constant<int64_t, 4>());
     if (size_ == 8) copy(std::integral_constant<int64_t, 8>());

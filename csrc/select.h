@@ -36,6 +36,14 @@ struct Float64 {
   static V scaled(V x, double scale) { return x * scale; }
 };
 
+// The mask itself, a byte an element.
+struct Bool {
+  typedef uint8_t Element;
+  typedef float Scale;
+  typedef u8v Vector;
+  static u8v scaled(u8v, float) { return u8v{} + 1; }
+};
+
 template <class D>
 constexpr int kSize = sizeof(typename D::Element);
 template <class D>

@@ -36,6 +36,7 @@ typedef uint64_t u64v __attribute__((vector_size(kBytes)));
 typedef uint32_t u32v __attribute__((vector_size(kBytes)));
 typedef int32_t i32v __attribute__((vector_size(kBytes)));
 typedef uint16_t u16v __attribute__((vector_size(kBytes)));
+typedef uint8_t u8v __attribute__((vector_size(kBytes)));
 typedef float f32v __attribute__((vector_size(kBytes)));
 typedef double f64v __attribute__((vector_size(kBytes)));
 
@@ -155,6 +156,7 @@ inline int pack(uint64_t* p, u64v v, u64v where) {
 // ---- select by mask bits: lane l of group j stays if bit j * lanes + l of w is set, else all its bits become 0
 
 #if defined(__AVX512F__)
+inline u8v keep_lanes(u8v y, uint64_t w, int) { return (u8v)_mm512_maskz_mov_epi8(w, (__m512i)y); }
 inline u16v keep_lanes(u16v y, uint64_t w, int j) {
   return (u16v)_mm512_maskz_mov_epi16((__mmask32)(w >> (32 * j)), (__m512i)y);
 }
@@ -184,6 +186,15 @@ constexpr u32v kLaneBit32 = {1, 2, 4, 8};
 constexpr u64v kLaneBit64 = {1, 2};
 #endif
 // Every lane gets all the bits of its part of w, and looks at its own; groups of one part share the broadcast.
+inline u8v keep_lanes(u8v y, uint64_t w, int j) {
+  u64v parts, bits;
+  for (int lane = 0; lane < kLanes64; ++lane) {
+    parts[lane] = (w >> (kBytes * j + 8 * lane) & 0xff) * 0x0101010101010101;
+    const uint8_t bit[8] = {1, 2, 4, 8, 16, 32, 64, 128};
+    bits[lane] = load<uint64_t>(bit);
+  }
+  return (u8v)(((u8v)parts & (u8v)bits) == (u8v)bits) & y;
+}
 inline u16v keep_lanes(u16v y, uint64_t w, int j) {
   const int shift = kLanes16 * j;
   const u16v bit = kLaneBit16 << splat16((uint16_t)(shift % 16));

@@ -19,10 +19,11 @@ from dropfast._checks import Recipe
 class Backend(Protocol):
     """What a backend is: two functions. Both backends give the same bits."""
 
-    def apply(self, x: object, out: object, recipe: Recipe) -> bool:
-        """Write `x * scale` into `out` where the mask keeps and +0.0 where it drops.
+    def apply(self, x: object, out: object, recipe: Recipe, kept: npt.NDArray[np.bool_] | None = None) -> bool:
+        """Write `x * scale` into `out` where the mask keeps and +0.0 where it drops; and the mask into `kept`, if given.
 
-        False, with nothing written, if these are not arrays that it can take: `_checks.fault` knows why.
+        `kept` has the shape of `out`, and lies in memory as that does. False, with nothing written, if x and out are
+        not arrays that it can take: `_checks.fault` knows why.
         """
 
     def packed(self, out: npt.NDArray[np.uint8], recipe: Recipe) -> None:
@@ -68,7 +69,7 @@ class _Refused:
     def __init__(self, error: ValueError) -> None:
         self._error = error
 
-    def apply(self, x: object, out: object, recipe: Recipe) -> bool:
+    def apply(self, x: object, out: object, recipe: Recipe, kept: npt.NDArray[np.bool_] | None = None) -> bool:
         raise self._error
 
     def packed(self, out: npt.NDArray[np.uint8], recipe: Recipe) -> None:
@@ -81,9 +82,9 @@ class _Unasked:
     def __init__(self) -> None:
         self._first = threading.Lock()  # which the first call takes, and keeps
 
-    def apply(self, x: object, out: object, recipe: Recipe) -> bool:
+    def apply(self, x: object, out: object, recipe: Recipe, kept: npt.NDArray[np.bool_] | None = None) -> bool:
         self._warn()
-        return _numpy.apply(x, out, recipe)
+        return _numpy.apply(x, out, recipe, kept)
 
     def packed(self, out: npt.NDArray[np.uint8], recipe: Recipe) -> None:
         self._warn()
@@ -111,13 +112,13 @@ why = ""  # it is the one in use, in words
 refused: ValueError | None = None  # what the command line has still to say of the environment
 
 
-def apply(x: Any, out: Any, recipe: Recipe) -> npt.NDArray[Any]:
+def apply(x: Any, out: Any, recipe: Recipe, kept: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[Any]:
     """Apply a recipe to `x` with the backend in use; into a new array, in C order, if `out` is None."""
     if out is None:
         if not isinstance(x, np.ndarray):
             raise _checks.not_an_array("x", x)
         out = np.empty(x.shape, x.dtype)
-    if not active.apply(x, out, recipe):
+    if not active.apply(x, out, recipe, kept):
         raise _checks.fault(x, out, recipe[0]) or SystemError("the backend refused arrays with no fault")
     return out  # type: ignore[no-any-return]
 

@@ -143,7 +143,7 @@ def _pieces(strides: tuple[int, ...], start: int, place: tuple[slice, ...]) -> I
 # ---- the two functions of a backend --------------------------------------------------------------
 
 
-def apply(x: Any, out: Any, recipe: Recipe) -> bool:
+def apply(x: Any, out: Any, recipe: Recipe, kept: npt.NDArray[np.bool_] | None = None) -> bool:
     """See `dropfast._backend.Backend`."""
     shape, strides, start, *rest = recipe
     if _checks.fault(x, out, shape) is not None:
@@ -153,7 +153,10 @@ def apply(x: Any, out: Any, recipe: Recipe) -> bool:
         scale = _checks.scale(recipe[-1])
         for place, first in _pieces(strides, start, tuple(slice(0, n) for n in shape)):
             part = out[(..., *place)]  # the ellipsis makes a view of it even where there are no axes
-            _select(x[(..., *place)], part, _keep(part.shape, strides, first, *rest), scale)
+            keep = _keep(part.shape, strides, first, *rest)
+            _select(x[(..., *place)], part, keep, scale)
+            if kept is not None:
+                kept[(..., *place)] = keep
     return True
 
 

@@ -67,6 +67,8 @@ FAULTS = {
     "a subnormal half flushed": Fault(
         "half.h", "choose(above(magnitude, 0x3ff), normal, tiny)", "choose(above(magnitude, 0x3ff), normal, splat32(0))"
     ),
+    "a byte of a mask not 1": Fault("select.h", "return u8v{} + 1;", "return u8v{} + 2;"),
+    "a byte of a mask overlooked": Fault("engine.cpp", "<< (j - i);", "<< (j - i) % 56;"),
     "a tail forgotten": Fault("select.h", "if (i < n) {", "if (i + 1 < n) {"),
     "a head forgotten": Fault("select.h", "if (begin > 0) store(", "if (begin > 1) store("),
     "scale of the rate's complement": Fault(

@@ -176,7 +176,7 @@ bool golden_rate(double rate, uint64_t threshold, double scale) {
   return mask.threshold == threshold && y == scale;
 }
 
-// Both functions of the engine give the bits.
+// All functions of the engine give the bits.
 bool golden_mask(const dropfast_mask& mask, const char* expected) {
   const int64_t n = *mask.shape, bytes = 8;
   Bytes bits((size_t)(n + 7) / 8);
@@ -185,7 +185,11 @@ bool golden_mask(const dropfast_mask& mask, const char* expected) {
   std::vector<double> y((size_t)n);
   dropfast::apply(&mask, DROPFAST_FLOAT64, x.data(), &bytes, y.data(), &bytes);
 
+  std::vector<double> beside((size_t)n), selected((size_t)n);
+  Bytes kept((size_t)n, 0xa5);
+  dropfast::apply_and_keep(&mask, DROPFAST_FLOAT64, x.data(), &bytes, beside.data(), &bytes, kept.data(), mask.strides);
   const double scale = 0x1p32 / (0x1p32 - (double)mask.threshold);
+  dropfast::select(DROPFAST_FLOAT64, x.data(), selected.data(), n, kept.data(), scale);
   std::string hex;
   for (const unsigned char b : bits) {
     char digits[3];
@@ -193,7 +197,10 @@ bool golden_mask(const dropfast_mask& mask, const char* expected) {
     hex += digits;
   }
   bool right = hex == expected;
-  for (size_t i = 0; i < y.size(); ++i) right &= y[i] == (bits[i / 8] >> i % 8 & 1 ? scale : 0);
+  for (size_t i = 0; i < y.size(); ++i) {
+    right &= kept[i] == (bits[i / 8] >> i % 8 & 1) && y[i] == (kept[i] ? scale : 0);
+    right &= beside[i] == y[i] && selected[i] == y[i];
+  }
   return right;
 }
 
