@@ -168,11 +168,12 @@ void transpose(uint64_t* rows, int n) {
 }  // namespace
 
 extern const Kernels kernels;
-const Kernels kernels = {draw,
-                         {select<Float16>, select<BFloat16>, select<Float32<f32s>>, select<Float64<f64s>>, select<Bool>},
-                         {drop<Float16>, drop<BFloat16>, drop<Float32<f32v>>, drop<Float64<f64v>>, drop<Bool>},
-                         transpose,
-                         stream_fence};
+const Kernels kernels = {
+    draw,
+    {select<Float16>, select<BFloat16>, select<Float32<f32s>>, select<Float64<f64s>>, select<Bool>},
+    {drop<Float16>, drop<BFloat16>, drop<Float32<f32v>>, drop<Float64<f64v>>, drop<Bool>},
+    transpose,
+    stream_fence};
 
 }  // namespace DROPFAST_ISA
 }  // namespace dropfast

@@ -4,6 +4,7 @@
 // dropfast/_checks.py finds the words.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -12,6 +13,7 @@
 
 #include "engine.h"
 #include "kernels.h"
+#include "torch_ops.h"
 
 namespace py = pybind11;
 
@@ -157,8 +159,7 @@ void* bytes_beside(const py::array& out, py::handle kept_object) {
   const auto kept = py::reinterpret_borrow<py::array>(kept_object);
   bool beside = kept.dtype().num() == 0 /* NPY_BOOL */ && kept.writeable() && kept.ndim() == out.ndim();
   for (py::ssize_t d = 0; beside && d < out.ndim(); ++d) {
-    beside = kept.shape(d) == out.shape(d) &&
-             (out.shape(d) == 1 || kept.strides(d) * out.itemsize() == out.strides(d));
+    beside = kept.shape(d) == out.shape(d) && (out.shape(d) == 1 || kept.strides(d) * out.itemsize() == out.strides(d));
   }
   if (!beside) throw py::value_error("apply: kept must be a writable array of booleans that lies as out does");
   return const_cast<void*>(kept.data());
@@ -220,8 +221,7 @@ const dropfast_api kApi = {DROPFAST_API_VERSION, threshold, apply,
 PYBIND11_MODULE(_native, m, py::mod_gil_not_used(), py::multiple_interpreters::per_interpreter_gil()) {
   using namespace dropfast;
   m.doc() = "dropfast's compiled backend; see dropfast/_native.pyi.";
-  m.def("apply", apply_to_arrays, py::arg("x"), py::arg("out"), py::arg("recipe"),
-        py::arg("kept") = py::none());
+  m.def("apply", apply_to_arrays, py::arg("x"), py::arg("out"), py::arg("recipe"), py::arg("kept") = py::none());
   m.def("packed", packed_to_array, py::arg("out").noconvert(), py::arg("recipe"));
   m.def("isas", [] {
     int n;
@@ -237,5 +237,11 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used(), py::multiple_interpreters::p
   m.def("openmp", has_openmp);
   m.def("max_threads", max_threads);
   m.def("limit_threads", limit_threads, py::arg("n"));
+  m.attr("torch_functions") = py::tuple(py::cast(torch_functions));
+  m.attr("has_known_errors") = has_known_errors;
+  m.def("use_torch_functions", use_torch_functions, py::arg("addresses"), py::arg("large"),
+        py::arg("takes_our_errors"));
+  m.def("implement_in_torch", implement_in_torch, py::arg("operators"), py::arg("dispatch_key"));
+  m.def("forget_in_torch", forget_in_torch, py::arg("library"));
   m.attr("_C_API") = py::capsule(&kApi, "dropfast._native._C_API");
 }

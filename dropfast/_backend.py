@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,11 +20,11 @@ from dropfast._checks import Recipe
 class Backend(Protocol):
     """What a backend is: two functions. Both backends give the same bits."""
 
-    def apply(self, x: object, out: object, recipe: Recipe, kept: npt.NDArray[np.bool_] | None = None) -> bool:
-        """Write `x * scale` into `out` where the mask keeps and +0.0 where it drops; and the mask into `kept`, if given.
+    def apply(self, x: object, out: object, recipe: Recipe, kept: npt.NDArray[Any] | None = None) -> bool:
+        """Write `x * scale` into `out` where the mask keeps and +0.0 where it drops.
 
-        `kept` has the shape of `out`, and lies in memory as that does. False, with nothing written, if x and out are
-        not arrays that it can take: `_checks.fault` knows why.
+        The mask itself goes into `kept`, if given: booleans that lie in memory as `out` does. False, with nothing
+        written, if x and out are not arrays that it can take: `_checks.fault` knows why.
         """
 
     def packed(self, out: npt.NDArray[np.uint8], recipe: Recipe) -> None:
@@ -51,6 +52,23 @@ class Native(Backend, Protocol):
     def limit_threads(self, n: int) -> None:
         """Use at most so many, for the whole process."""
 
+    @property
+    def torch_functions(self) -> tuple[str, ...]:
+        """Return the names of PyTorch's functions that its kernels for PyTorch need."""
+
+    @property
+    def has_known_errors(self) -> bool:
+        """Return whether its class for errors of Python's is that of PyTorch's versions so far."""
+
+    def use_torch_functions(self, addresses: Sequence[int], large: int, takes_our_errors: bool) -> None:
+        """Tell it where they are, which number of elements is large, and more: see csrc/torch_ops.h."""
+
+    def implement_in_torch(self, operators: Sequence[str], dispatch_key: str) -> int:
+        """Give operators of PyTorch's the kernels of that name, and return what takes them back."""
+
+    def forget_in_torch(self, library: int) -> None:
+        """Take them back."""
+
 
 def _import_native() -> Native | None:
     """Return the compiled backend, None if it was not built. One that is broken is an error, not a slow day."""
@@ -69,7 +87,7 @@ class _Refused:
     def __init__(self, error: ValueError) -> None:
         self._error = error
 
-    def apply(self, x: object, out: object, recipe: Recipe, kept: npt.NDArray[np.bool_] | None = None) -> bool:
+    def apply(self, x: object, out: object, recipe: Recipe, kept: npt.NDArray[Any] | None = None) -> bool:
         raise self._error
 
     def packed(self, out: npt.NDArray[np.uint8], recipe: Recipe) -> None:
@@ -82,7 +100,7 @@ class _Unasked:
     def __init__(self) -> None:
         self._first = threading.Lock()  # which the first call takes, and keeps
 
-    def apply(self, x: object, out: object, recipe: Recipe, kept: npt.NDArray[np.bool_] | None = None) -> bool:
+    def apply(self, x: object, out: object, recipe: Recipe, kept: npt.NDArray[Any] | None = None) -> bool:
         self._warn()
         return _numpy.apply(x, out, recipe, kept)
 
@@ -112,7 +130,7 @@ why = ""  # it is the one in use, in words
 refused: ValueError | None = None  # what the command line has still to say of the environment
 
 
-def apply(x: Any, out: Any, recipe: Recipe, kept: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[Any]:
+def apply(x: Any, out: Any, recipe: Recipe, kept: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
     """Apply a recipe to `x` with the backend in use; into a new array, in C order, if `out` is None."""
     if out is None:
         if not isinstance(x, np.ndarray):

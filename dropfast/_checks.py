@@ -263,15 +263,20 @@ def _named_twice(axes: tuple[int, ...]) -> ValueError:
     return ValueError(f"shared_axes must name each axis once, got {axes}")
 
 
-@functools.lru_cache(maxsize=1024)
-def _sharing(shape: tuple[int, ...], axes: tuple[int, ...]) -> Sharing:
-    ndim = len(shape)
+def axes_in(ndim: int, axes: tuple[int, ...]) -> tuple[int, ...]:
+    """Return which of so many axes these are, in order."""
     for axis in axes:
         if not -ndim <= axis < ndim:
             raise ValueError(f"shared_axes must be in [{-ndim}, {ndim}) for {ndim} axes, got {axis}")
     shared_axes = tuple(sorted(axis % ndim for axis in axes))
     if len(set(shared_axes)) < len(shared_axes):
         raise _named_twice(axes)
+    return shared_axes
+
+
+@functools.lru_cache(maxsize=1024)
+def _sharing(shape: tuple[int, ...], axes: tuple[int, ...]) -> Sharing:
+    shared_axes = axes_in(len(shape), axes)
     noise_shape = tuple(1 if axis in shared_axes else n for axis, n in enumerate(shape))
     elements = math.prod(noise_shape)
     if elements > MAX_ELEMENTS:

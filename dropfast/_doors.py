@@ -34,12 +34,12 @@ def fault(door: str) -> ImportError | None:
         if error.name != door:
             raise
         return ModuleNotFoundError(f"{needs}, which is not installed: {remedy}", name=door)
-    if _release(version) < _release(oldest):
+    if release(version) < release(oldest):
         return ImportError(f"{needs}, got {version}: {remedy}", name=door)
     return None
 
 
-def _release(version: str) -> tuple[int, ...]:
+def release(version: str) -> tuple[int, ...]:
     """Return the numbers that a version begins with."""
     found = re.match(r"\d+(\.\d+)*", version)
     return tuple(map(int, found[0].split("."))) if found else ()

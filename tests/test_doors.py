@@ -97,7 +97,7 @@ def test_a_framework_that_will_not_do(tmp_path: Path, door: str, what: str) -> N
     [("2.13", (2, 13)), ("2.13.0+cpu", (2, 13, 0)), ("2.14.0a0+git1", (2, 14, 0)), ("0.10.2.dev7", (0, 10, 2))],
 )
 def test_versions(version: str, release: tuple[int, ...]) -> None:
-    assert _doors._release(version) == release
+    assert _doors.release(version) == release
 
 
 def test_a_name_that_is_no_door() -> None:

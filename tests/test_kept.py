@@ -1,4 +1,4 @@
-"""The mask beside the result, a byte an element: the same bits for every backend, layout, dtype and number of threads."""
+"""The mask beside the result, a byte an element: the same for every backend, layout, dtype and number of threads."""
 
 from typing import Any
 
@@ -68,7 +68,13 @@ def test_the_compiled_backend_refuses_memory_that_does_not_lie_beside_out() -> N
     beside = r"^apply: kept must be a writable array of booleans that lies as out does$"
     for isa in _backend.available()[:-1]:
         with expected.using(isa):
-            for wrong in (kept[:3], kept.view(np.uint8), kept.reshape(6, 4).T, np.zeros((4, 12), np.bool_)[:, ::2], read_only):
+            for wrong in (
+                kept[:3],
+                kept.view(np.uint8),
+                kept.reshape(6, 4).T,
+                np.zeros((4, 12), np.bool_)[:, ::2],
+                read_only,
+            ):
                 with pytest.raises(ValueError, match=beside):
                     _backend.apply(x, out, recipe, wrong)
     assert not out.any()

@@ -11,12 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dropfast import _backend
+from dropfast import _backend, _checks
 from dropfast._checks import Recipe
-from dropfast.torch import _private
-from dropfast.torch._operators import ALL_64, KEYS, array_of, operators, state_of
-
-FLOATS = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
+from dropfast.torch import _kernels, _private
+from dropfast.torch._operators import ALL_64, FLOATS, KEYS, array_of, operators, state_of
 
 # Anything else in a tensor's set of dispatch keys makes it special: other devices and layouts, negative, zero, nested,
 # batched or functional ones, subclasses. Anything else in the thread's set is a mode, a tracer or a transform.
@@ -79,6 +77,20 @@ def by_plain_recipe(input: Tensor, recipe: Recipe, inplace: bool = False) -> Ten
     if inplace and not input.is_inference():
         torch.autograd.graph.increment_version(input)
     return _write(input, recipe, inplace)
+
+
+def drop_plain(
+    input: Tensor, threshold: int, inplace: bool = False, generator: torch.Generator | None = None
+) -> Tensor:
+    """Drop elements of a plain tensor by a new mask, which is not shared along any axis."""
+    small = 0 < input.numel() < _kernels.LARGE and threshold < 1 << 32 and generator is None
+    if small and _kernels.are_compiled() and not _private.is_forward_ad_on():  # its node knows no tangents
+        # A multiple of 2**-32, so that PyTorch computes the scale of the mask from it.
+        output = _private.fused_dropout(input, 1 - threshold * 2.0**-32)[0]
+        return input.copy_(output) if inplace else output
+    shape = tuple(input.shape)
+    strides, _ = _checks.sharing(shape, _checks.NO_AXES, None)
+    return by_plain_recipe(input, (shape, strides, 0, plain_key(generator), 0, threshold), inplace)
 
 
 def by_recipe(input: Tensor, recipe: Recipe, inplace: bool = False) -> Tensor:

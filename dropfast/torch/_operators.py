@@ -22,6 +22,7 @@ from dropfast.torch import _devices, _private
 
 ALL_64 = (1 << 64) - 1
 KEYS = -(1 << 63), (1 << 63) - 1  # as signed numbers
+FLOATS = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 
 LIBRARY = library.Library("dropfast", "DEF")
 _PURE, _RANDOM = torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_seeded

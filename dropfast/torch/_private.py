@@ -29,6 +29,9 @@ REASONS = {
     "_C._are_functorch_transforms_active": "because torch.vmap does not ask operators what randomness they have",
     "_functorch.config.activation_memory_budget": "because at 0 a backward pass would draw new keys",
     "_guards.TracingContext": "to know that a compiler is at work, which reads this budget",
+    "_C.__file__": "to look up the functions of the stable ABI where PyTorch has loaded them",
+    "_fused_dropout": "because its node is PyTorch's, and PyTorch itself has no kernel for it on the CPU",
+    "_masked_scale": "because it is the gradient of that one",
     "library.Library._destroy": "to take kernels back from PyTorch's operators",
     "ops.aten.dropout.default._dispatch_cache": "because Python keeps there which kernels it has found before",
     "utils._python_dispatch.is_traceable_wrapper_subclass": "to leave tensors made of tensors to PyTorch's own code",
@@ -60,6 +63,8 @@ set_fwd_grad_enabled = find("autograd.forward_ad._set_fwd_grad_enabled")
 SingleLevelFunction = find("autograd.function._SingleLevelFunction")
 single_level_functions = find("_functorch.utils.enable_single_level_autograd_function")
 is_functorch_active = find("_C._are_functorch_transforms_active")
+extension_file = find("_C.__file__")
+fused_dropout = find("_fused_dropout")
 tracing_context = find("_guards.TracingContext").try_get
 is_wrapper = find("utils._python_dispatch.is_traceable_wrapper_subclass")
 for _name in REASONS:

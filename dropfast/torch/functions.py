@@ -15,8 +15,8 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from dropfast import _checks, _doors
 from dropfast._mask import Mask
 from dropfast.torch import _devices, _operators, _private
-from dropfast.torch._eager import FLOATS, by_plain_recipe, by_recipe, is_plain, plain_key
-from dropfast.torch._operators import operators
+from dropfast.torch._eager import by_plain_recipe, by_recipe, drop_plain, is_plain, plain_key
+from dropfast.torch._operators import FLOATS, operators
 
 
 def probability(p: Any) -> float:
@@ -151,16 +151,20 @@ def dropout(
     if has_torch_function_unary(input):
         sharing = {"shared_axes": shared_axes, "noise_shape": noise_shape, "generator": generator}
         return handle_torch_function(dropout, (input,), input, p, training, inplace, **sharing)  # type: ignore[no-any-return]
-    p = probability(p)
+    if type(p) is not float or not 0.0 <= p <= 1.0:
+        p = probability(p)
     if not training or p == 0.0:
         return input
     if torch.compiler.is_compiling() or not isinstance(input, Tensor) or not is_plain(input):
         return _dropout_of_any(input, p, inplace, shared_axes, noise_shape, generator)
     if inplace:
         check_leaf(input)
+    threshold = _checks.threshold(p)
+    if shared_axes is _checks.NO_AXES and noise_shape is None:
+        return drop_plain(input, threshold, inplace, generator)
     shape = tuple(input.shape)
     strides, _ = _checks.sharing(shape, shared_axes, noise_shape)
-    return by_plain_recipe(input, (shape, strides, 0, plain_key(generator), 0, _checks.threshold(p)), inplace)
+    return by_plain_recipe(input, (shape, strides, 0, plain_key(generator), 0, threshold), inplace)
 
 
 dropout.__prepare_scriptable__ = lambda: functional.dropout  # type: ignore[attr-defined]  # for torch.jit.script
@@ -199,7 +203,7 @@ def _axes_of(
     """Return which axes are shared, as `_checks.sharing` does, for lengths that may be symbols."""
     axes, lengths = _checks.sharing_of_any_shape(shared_axes, noise_shape)
     if lengths is None:
-        return _checks._sharing.__wrapped__((1,) * len(shape), axes)[1]
+        return _checks.axes_in(len(shape), axes)
     if len(lengths) != len(shape) or any(n not in (None, 1, full) for n, full in zip(lengths, shape, strict=True)):
         _checks.sharing(tuple(shape), (), lengths)  # raises
     return tuple(axis for axis, n in enumerate(lengths) if n == 1)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import threading
 import warnings
 from contextlib import AbstractContextManager
 
-import numpy as np
 import torch
 import torch.compiler.config
 from torch import Tensor, library
 
-from dropfast import _backend, _checks
-from dropfast.torch import _private
-from dropfast.torch._eager import FLOATS, by_plain_recipe, is_plain, plain_key
-from dropfast.torch._operators import ALL_64, array_of, new_key, operators, strides_of
+from dropfast import _checks
+from dropfast.torch import _kernels, _private
+from dropfast.torch._eager import drop_plain, is_plain
+from dropfast.torch._operators import FLOATS, operators
 from dropfast.torch.functions import check_leaf, is_sharded
 
 aten = torch.ops.aten
@@ -25,8 +23,9 @@ aten = torch.ops.aten
 _WORTH_A_CALL = 1 << 13
 
 _lock = threading.Lock()
-_kernels: library.Library | None = None
+_in_force: tuple[library.Library, list[_kernels.Compiled]] | None = None
 _TAG = "dropfast"
+_KEYS = "AutogradCPU", "CPU"
 
 
 class _Enabled(AbstractContextManager["_Enabled"]):
@@ -69,22 +68,28 @@ def enable() -> AbstractContextManager[object]:
     >>> torch.equal(y, dropfast.torch.dropout(x))
     True
     """
-    global _kernels
+    global _in_force
     with _lock:
-        was_enabled = _kernels is not None
+        was_enabled = _in_force is not None
         if not was_enabled:
             kernels = library.Library("aten", "IMPL")  # which takes all back if one cannot be had
             with warnings.catch_warnings():  # PyTorch says that some have a kernel already, which is the point
                 warnings.simplefilter("ignore")
-                for key in ("AutogradCPU", "CPU", "FuncTorchDynamicLayerFrontMode"):
+                for key in (*_KEYS, "FuncTorchDynamicLayerFrontMode"):
                     kernels.impl("dropout", _dropout, key)
                     kernels.impl("dropout_", _dropout_, key)
-                kernels.impl("native_dropout", _native_dropout, "CPU")
+                kernels.impl("native_dropout", _kernels.native_dropout, "CPU")
+                kernels.impl("native_dropout_backward", _kernels.native_dropout_backward, "CPU")
             if "torch.distributed.tensor" in sys.modules:
                 from dropfast.torch import _sharded
 
                 _sharded.enable(kernels)
-            _kernels = kernels
+            compiled = []
+            if _kernels.let_errors_pass():  # over those in Python
+                compiled.append(_kernels.Compiled(("dropout", "dropout_"), *_KEYS))
+            if _kernels.are_compiled():
+                compiled.append(_kernels.Compiled(("native_dropout", "native_dropout_backward"), "CPU"))
+            _in_force = kernels, compiled
             _let_compilers_know()
     return _Enabled(was_enabled)
 
@@ -102,19 +107,23 @@ def disable() -> None:
     >>> _ = dropfast.torch.enable()
     >>> dropfast.torch.disable()
     """
-    global _kernels
+    global _in_force
     with _lock:
-        if _kernels is not None:
-            _private.destroy(_kernels)
-            _kernels = None
+        if _in_force is not None:
+            kernels, compiled = _in_force
+            for in_cxx in compiled:
+                in_cxx.destroy()
+            _private.destroy(kernels)
+            _in_force = None
             _let_compilers_know()
 
 
 def _let_compilers_know() -> None:
     """Make them look for the kernels again, and not on disk for what they made of the others."""
-    _private.forget_kernels(aten.dropout.default, aten.dropout_.default, aten.native_dropout.default)
+    overridden = aten.dropout, aten.dropout_, aten.native_dropout, aten.native_dropout_backward
+    _private.forget_kernels(*(packet.default for packet in overridden))
     tags = [tag for tag in torch.compiler.config.cache_key_tag.split("+") if tag and tag != _TAG]
-    torch.compiler.config.cache_key_tag = "+".join([*tags, _TAG] if _kernels is not None else tags)
+    torch.compiler.config.cache_key_tag = "+".join([*tags, _TAG] if _in_force is not None else tags)
 
 
 # ---- the kernels ---------------------------------------------------------------------------------
@@ -124,12 +133,6 @@ def _does_something(input: Tensor, p: float, train: bool) -> bool:
     if not 0 <= p <= 1:
         raise RuntimeError(f"dropout probability has to be between 0 and 1, but got {p}")
     return train and p > 0 and input.numel() > 0
-
-
-def _by_eager(input: Tensor, p: float, inplace: bool = False) -> Tensor:
-    shape = tuple(input.shape)
-    recipe = shape, _checks.sharing(shape, (), None)[0], 0, plain_key(), 0, _checks.threshold(p)
-    return by_plain_recipe(input, recipe, inplace)
 
 
 def _is_worth_a_call(input: Tensor) -> bool:
@@ -144,7 +147,7 @@ def _dropout(input: Tensor, p: float, train: bool) -> Tensor:
     if not _does_something(input, p, train):
         return input
     if is_plain(input):
-        return _by_eager(input, p)
+        return drop_plain(input, _checks.threshold(p))
     if input.dtype in FLOATS and _private.is_wrapper(input) and is_sharded(input):
         return operators.dropout(input, _checks.threshold(p), ())  # type: ignore[no-any-return]
     in_a_graph = _private.is_compiling() and not torch.compiler.is_exporting()
@@ -159,25 +162,15 @@ def _dropout_(input: Tensor, p: float, train: bool) -> Tensor:
         return input
     if is_plain(input):
         check_leaf(input)
-        return _by_eager(input, p, inplace=True)
+        return drop_plain(input, _checks.threshold(p), inplace=True)
     return input.copy_(_dropout(input, p, train))
 
 
-def _native_dropout(input: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
-    keep = torch.empty_like(input, dtype=torch.bool, requires_grad=False)
-    if input.numel() == 0:
-        return input, keep
-    if train is False:
-        return input.clone(), keep.fill_(True)
-    if input.dtype not in FLOATS:
-        return input.mul(keep.bernoulli_(1 - p)).mul_(0.0 if p == 1 else 1 / (1 - p)), keep
-    x = input.detach()
-    output = torch.empty_like(x)
-    shape = tuple(x.shape)
-    recipe = shape, strides_of(shape, ()), 0, int(new_key()) & ALL_64, 0, _checks.threshold(p)
-    _backend.apply(array_of(x), array_of(output), recipe)
-    packed = np.empty((math.prod(shape) + 7) // 8, np.uint8)
-    _backend.active.packed(packed, recipe)
-    bits = np.unpackbits(packed, count=math.prod(shape), bitorder="little")
-    keep.copy_(torch.from_numpy(bits.reshape(shape)))
-    return output, keep
+_LIBRARY = library.Library("dropfast", "FRAGMENT")  # where the kernels in C++ leave what they do not take
+for _schema, _kernel in (
+    ("any_dropout(Tensor input, float p, bool train) -> Tensor", _dropout),
+    ("any_dropout_(Tensor(a!) input, float p, bool train) -> Tensor(a!)", _dropout_),
+):
+    _LIBRARY.define(_schema)
+    _LIBRARY.impl(_schema.partition("(")[0], _kernels.from_cxx(_kernel), "CompositeImplicitAutograd")
+    _LIBRARY.impl(_schema.partition("(")[0], library.fallthrough_kernel, "Tracer")  # which sees what they call

@@ -7,9 +7,8 @@ import pytest
 import torch
 import torch._functorch.config
 import torch.compiler.config
-from cases import DTYPES
-from expected import assert_same_bits
-from tensors import IGNORE_THEIR_WARNINGS, TORCH_DTYPES, array, next_mask
+from expected import DEFAULT_AND_TWIN, using
+from tensors import IGNORE_THEIR_WARNINGS
 from torch import func, fx, nn
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -23,10 +22,11 @@ pytestmark = IGNORE_THEIR_WARNINGS
 Call = Callable[[torch.Tensor], torch.Tensor]
 
 
-@pytest.fixture(autouse=True)
-def _enabled() -> Iterator[None]:
+@pytest.fixture(autouse=True, params=DEFAULT_AND_TWIN)
+def _enabled(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Kernels in C++ where these are compiled, and those in Python with the twin."""
     torch._dynamo.reset()
-    with dropfast.torch.enable():
+    with using(request.param), dropfast.torch.enable():
         yield
     assert not is_ours(functional.dropout)
 
@@ -108,29 +108,6 @@ def test_callers_take_one_number_of_the_generator_for_each_mask(caller: str) -> 
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("inplace", [False, True])
-def test_bits_and_gradients_are_those_of_the_mask(backend: str, dtype: str, inplace: bool) -> None:
-    x = torch.randn(33, 70).to(TORCH_DTYPES[dtype]).requires_grad_()
-    dy = torch.randn(33, 70).to(TORCH_DTYPES[dtype])
-    mask = next_mask((33, 70), 0.3)
-    y = functional.dropout(x * 1, 0.3, inplace=inplace)
-    y.backward(dy)
-    assert x.grad is not None
-    assert_same_bits(array(y), mask.apply(array(x)))
-    assert_same_bits(array(x.grad), mask.apply(array(dy)))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_the_operator_of_pytorch_has_these_bits_too(backend: str, dtype: str) -> None:
-    x = torch.randn(7, 33, 5).to(TORCH_DTYPES[dtype]).transpose(0, 1)
-    mask = next_mask((33, 7, 5), 0.3)
-    y, keep = torch.native_dropout(x, 0.3, True)
-    assert_same_bits(array(y), mask.apply(array(x)))
-    assert torch.equal(keep, torch.from_numpy(mask.keep()))
-    assert keep.stride() == y.stride() == x.stride()
-
-
 def test_calls_that_do_nothing_return_their_input() -> None:
     x = torch.ones(3, requires_grad=True)
     for inplace in (False, True):
@@ -155,18 +132,6 @@ def test_errors_are_pytorchs() -> None:
     with pytest.raises(RuntimeError, match="a leaf Variable that requires grad is being used in an in-place"):
         functional.dropout(x, inplace=True)
     assert torch.equal(x, torch.ones(4))
-
-
-def test_nothing_is_saved_for_backward() -> None:
-    saved: list[torch.Tensor] = []
-
-    def pack(x: torch.Tensor) -> torch.Tensor:
-        saved.append(x)
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        functional.dropout(torch.randn(1000, requires_grad=True))
-    assert saved == []
 
 
 # ---- modes, tracers, compilers -------------------------------------------------------------------

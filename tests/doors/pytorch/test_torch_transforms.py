@@ -170,25 +170,31 @@ def test_compiled_autograd(call: str) -> None:
     assert torch.equal(x.grad, scale_of(CALLS[call]))
 
 
-def test_nothing_is_saved_for_backward() -> None:
+def test_what_is_saved_for_backward() -> None:
+    """PyTorch saves a number an element; here, it is a byte of small tensors and nothing of large ones."""
     saved: list[torch.Tensor] = []
 
     def pack(x: torch.Tensor) -> torch.Tensor:
         saved.append(x)
         return x
 
-    x = torch.randn(1000, requires_grad=True)
+    x = torch.randn(1 << 16, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         nn.functional.dropout(x)
-        assert [t.numel() for t in saved] == [1000]
+        assert [t.nbytes for t in saved] == [4 << 16]
         saved.clear()
         dropfast.torch.dropout(x)
         dropfast.torch.Dropout()(x)
-        dropfast.torch.apply(Mask(1000, key=1), x)
+        dropfast.torch.apply(Mask(1 << 16, key=1), x)
         assert saved == []
         torch.ops.dropfast.apply(x, torch.tensor([1, 2, 0]), (1,), 1 << 31)
         torch.ops.dropfast.dropout(x, 1 << 31, ())
         assert [t.numel() for t in saved] == [3, 3]
+        saved.clear()
+        dropfast.torch.apply(Mask(1000, key=1), x[:1000])
+        assert saved == []
+        dropfast.torch.dropout(x[:1000])
+        assert sum(t.nbytes for t in saved) in (0, 1000)
 
 
 def test_the_mask_of_the_operator_is_that_of_the_short_cut() -> None:
