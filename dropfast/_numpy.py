@@ -143,7 +143,7 @@ def _pieces(strides: tuple[int, ...], start: int, place: tuple[slice, ...]) -> I
 # ---- the two functions of a backend --------------------------------------------------------------
 
 
-def apply(x: Any, out: Any, recipe: Recipe, kept: npt.NDArray[Any] | None = None) -> bool:
+def apply(x: Any, out: Any, recipe: Recipe, kept: Any = None) -> bool:
     """See `dropfast._backend.Backend`."""
     shape, strides, start, *rest = recipe
     if _checks.fault(x, out, shape) is not None:

@@ -396,7 +396,7 @@ if BACKEND == "tensorflow":
 
     def test_xla_around_a_model_is_refused() -> None:
         model = network(Dropout(0.5))
-        with pytest.raises(tf.errors.InvalidArgumentError, match="unsupported operations.*MutexLock"):  # the draw's
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"unsupported operations.*MutexLock"):  # the draw's
             tf.function(lambda x: model(x, training=True), jit_compile=True)(SEQUENCES)
         assert_same_bits(
             tf.function(lambda x: tf.argmax(model(x), 1), jit_compile=True)(SEQUENCES).numpy(),

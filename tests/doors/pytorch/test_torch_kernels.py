@@ -103,7 +103,7 @@ def test_other_dtypes_have_pytorchs_results(form: str, dtype: torch.dtype) -> No
         except (RuntimeError, NotImplementedError) as error:
             return type(error)
 
-    calls = [
+    calls: list[Callable[[], Any]] = [
         lambda: result(torch.native_dropout, x, 1.0, True),
         lambda: result(torch.native_dropout, x, 0.5, False),
         lambda: result(lambda: [torch.ops.aten.native_dropout_backward(x, kept, 2.0)]),
