@@ -1,5 +1,5 @@
 // PyTorch's operators for dropout, over its stable ABI. Its C functions are declared here and looked up in the library
-// that is loaded (dropfast/torch/_compiled.py), so that no header of PyTorch is needed and one binary is for all
+// that is loaded (dropfast/torch/_kernels.py), so that no header of PyTorch is needed and one binary is for all
 // versions. What these kernels do not take goes to the same operators in Python.
 #include "torch_ops.h"
 

@@ -1,6 +1,8 @@
 """The headline: one key and one draw are one mask, bit for bit, in NumPy and in every framework that has a door."""
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import dask.array as da
@@ -11,7 +13,9 @@ import pytest
 import tensorflow as tf
 import torch
 from cases import DTYPES, MODES, Array, Shape, values
+from elsewhere import DRAW, KEY, RATE, WAYS
 from expected import assert_same_bits
+from processes import run_file
 from tensors import next_mask
 
 import dropfast
@@ -22,7 +26,7 @@ import dropfast.torch
 from dropfast.torch import _devices
 from dropfast.torch._operators import state_of
 
-KEY, DRAW = 0xFEDCBA9876543210, 7  # a key beyond 2**63: most frameworks have signed integers only
+assert KEY > 2**63  # most frameworks have signed integers only
 
 
 def to_torch(x: Array) -> torch.Tensor:
@@ -72,8 +76,45 @@ DOORS: dict[str, Door] = {
 def test_one_key_one_mask(door: str, dtype: str, mode: str) -> None:
     shape: Shape = (24, 100)
     x = values(shape, DTYPES[dtype])
-    mask = dropfast.Mask(shape, 0.3, key=KEY, draw=DRAW, **MODES[mode](shape))
+    mask = dropfast.Mask(shape, RATE, key=KEY, draw=DRAW, **MODES[mode](shape))
     assert_same_bits(DOORS[door](mask, x), mask.apply(x))
+
+
+# Where subnormals are flushed to 0, as XLA and TensorFlow do.
+FLUSHING: dict[str, Door] = {
+    "tensorflow-portable": lambda mask, x: dropfast.tensorflow.apply(mask, tf.constant(x), portable=True).numpy(),
+    "tensorflow-xla": lambda mask, x: tf.function(lambda x: dropfast.tensorflow.apply(mask, x), jit_compile=True)(
+        tf.constant(x)
+    ).numpy(),
+    "jax-portable": lambda mask, x: in_jax(jax.jit(lambda x: dropfast.jax.apply(mask, x, portable=True)), x),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("door", FLUSHING)
+def test_one_key_one_mask_of_normal_numbers(door: str, dtype: str) -> None:
+    x = np.random.default_rng(0).uniform(1, 2, (24, 100)).astype(DTYPES[dtype])
+    mask = dropfast.Mask(x.shape, RATE, key=KEY, draw=DRAW)
+    assert_same_bits(FLUSHING[door](mask, x), mask.apply(x))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_one_key_one_mask_elsewhere(way: str, tmp_path: Path) -> None:
+    """In processes of their own: spread over devices and ranks, on a GPU as it is interpreted, in a saved model."""
+    x = np.random.default_rng(0).standard_normal((24, 100), np.float32)
+    mask = dropfast.Mask(x.shape, RATE, key=KEY, draw=DRAW)
+    np.save(tmp_path / "x.npy", x)
+    module = tf.Module()
+    module.__call__ = tf.function(
+        lambda x: dropfast.tensorflow.apply(mask, x, portable=True), input_signature=[tf.TensorSpec(x.shape)]
+    )
+    tf.saved_model.save(module, str(tmp_path / "model"))
+    tests = Path(__file__).parents[1]
+    done = run_file(
+        tests / "elsewhere.py", way, str(tmp_path), env={"PYTHONPATH": f"{tests}:{Path(sys.prefix) / 'triton'}"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert_same_bits(np.load(tmp_path / "y.npy"), mask.apply(x))
 
 
 @pytest.mark.parametrize("door", DOORS)

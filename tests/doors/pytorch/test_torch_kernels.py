@@ -244,6 +244,7 @@ def test_ctrl_c_is_an_interrupt(form: str) -> None:
     code = """
         import os, signal, sys, threading, torch, dropfast.torch
         from dropfast import _backend
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background is born to ignore it
         _backend.use(sys.argv[1])
         dropfast.torch.enable()
         x = torch.ones(1 << 27 if sys.argv[1] != "numpy" else 1 << 22)
