@@ -72,7 +72,7 @@ FAULTS = {
     "a tail forgotten": Fault("select.h", "if (i < n) {", "if (i + 1 < n) {"),
     "a head forgotten": Fault("select.h", "if (begin > 0) store(", "if (begin > 1) store("),
     "scale of the rate's complement": Fault(
-        "piece.h", "(double)((uint64_t{1} << 32) - mask.threshold)", "(double)(~mask.threshold & 0xffffffff)"
+        "piece.h", "(double)((uint64_t{1} << 32) - threshold)", "(double)(~threshold & 0xffffffff)"
     ),
     "a square not transposed": Fault("kernels.cpp", "half > 0; half /= 2", "half > 1; half /= 2"),
     "a tile of one square": Fault("piece.h", "bit / 64 * step", "0 * step"),
