@@ -115,7 +115,7 @@ def _with_gradient(run: Any) -> Any:
 def _operator() -> Any:
     """Register the operator of csrc/tensorflow_op.cpp with TensorFlow, once, and return it; None if there is none."""
     found = importlib.util.find_spec("dropfast.tensorflow._operator")
-    if found is None or found.origin is None:
+    if _backend.native is None or found is None or found.origin is None:
         return None
     operator = getattr(tf.load_op_library(found.origin), "dropfast_dropout", None)
     if operator is None:
@@ -128,7 +128,7 @@ def _operator() -> Any:
         return None
     capsule = ctypes.pythonapi.PyCapsule_GetPointer
     capsule.restype, capsule.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
-    native = capsule(_backend.native._C_API, b"dropfast._native._C_API")  # type: ignore[union-attr]
+    native = capsule(_backend.native._C_API, b"dropfast._native._C_API")  # type: ignore[attr-defined]
     if not ctypes.CDLL(found.origin).dropfast_connect(ctypes.c_void_p(native)):
         raise ImportError("dropfast.tensorflow._operator and dropfast._native are of different versions")
     tf.RegisterGradient("Dropfast>Dropout")(lambda op, dy: (operator(dy, op.inputs[1]), None))
