@@ -66,7 +66,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # A hang is a failure. From a thread, for a signal would wait for the call that hangs; it ends the whole run.
     limit = TIME_LIMIT * settings().max_examples // 100
     for item in items:
-        item.add_marker(pytest.mark.timeout(limit, method="thread"))
+        if not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(limit, method="thread"))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

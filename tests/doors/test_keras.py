@@ -9,6 +9,7 @@ from processes import run_module, run_python
 
 HERE = Path(__file__).parent
 PATIENCE = 540  # seconds for what has a hundred tests in it
+pytestmark = pytest.mark.timeout(PATIENCE + 60, method="thread")
 
 BACKENDS = ("tensorflow", "torch", "jax", "numpy")
 
