@@ -62,7 +62,7 @@ def test_models(backend_of_keras: str) -> None:
     run_tests("models", backend_of_keras)
 
 
-#: What is otherwise here in Keras' own tests: the words of errors. And one of them needs a file that is not installed.
+#: What is otherwise here in Keras' own tests: the words of errors.
 OTHERWISE = (
     "test_dropout_negative_rate",
     "test_dropout_rate_greater_than_one",
@@ -70,16 +70,13 @@ OTHERWISE = (
     "test_validate_noise_shape_negative_value",
     "test_validate_noise_shape_non_iterable",
     "test_validate_noise_shape_zero_value",
-    "test_legacy_load_skips_missing_nested_containers",
 )
 DROPOUT = ("layers/regularization/dropout_test.py", "layers/regularization/spatial_dropout_test.py")
-OWN = {"dropout": DROPOUT, "cloning": ("models/cloning_test.py",), "saving": ("saving/saving_lib_test.py",)}
+OWN = {"dropout": DROPOUT, "cloning": ("models/cloning_test.py",)}
 
 
-@pytest.mark.parametrize(
-    ("of", "backend_of_keras"),
-    [(of, b) for of in OWN for b in BACKENDS if (of, b) != ("saving", "numpy")],  # where most of them cannot train
-)
+@pytest.mark.parametrize("backend_of_keras", BACKENDS)
+@pytest.mark.parametrize("of", OWN)
 def test_kerass_own_tests(of: str, backend_of_keras: str, tmp_path: Path) -> None:
     """As Keras installs them, but with layers of ours."""
     spec = find_spec("keras")
