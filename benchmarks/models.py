@@ -218,6 +218,8 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, metavar="PNG")
     args = parser.parse_args()
     names = args.models or list(NETWORKS)
+    if unknown := set(names) - set(NETWORKS):
+        parser.error(f"there is no model {', '.join(sorted(unknown))}; there are {', '.join(NETWORKS)}")
     missing = [name for name in names if importlib.util.find_spec(NETWORKS[name].needs) is None]
     print(machine.describe()[0], f"dropfast {dropfast.__version__}, PyTorch {torch.__version__}", sep="\n")
     for name in missing:
