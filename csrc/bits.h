@@ -36,7 +36,12 @@ class BitWriter {
 
   // The n bits of `from` that begin at bit `first`. `from` has one word behind its last bit.
   void put(const uint64_t* from, int64_t first, int64_t n) {
-    for (; n > 0; n -= 64, first += 64) put(bits_from(from, first) & low_bits(n), std::min<int64_t>(n, 64));
+    for (; n >= 64; n -= 64, first += 64) {
+      const uint64_t bits = bits_from(from, first);
+      *to_++ = word_ | bits << filled_;
+      word_ = bits >> 1 >> (63 - filled_);
+    }
+    if (n > 0) put(bits_from(from, first) & low_bits(n), n);
   }
 
   // Writes the last word, unless it has no bits.

@@ -5,6 +5,8 @@
 
 namespace dropfast {
 
+constexpr int64_t kItemSize[5] = {2, 2, 4, 8, 1};  // by dropfast_dtype
+
 constexpr int64_t kSlabElements = 1 << 25;  // at most some tenths of a second: so long may Ctrl-C wait
 
 uint64_t threshold(double rate);

@@ -12,11 +12,10 @@
 #include "batch.h"
 #include "bits.h"
 #include "dropfast.h"
+#include "engine.h"
 #include "kernels.h"
 
 namespace dropfast {
-
-constexpr int kItemSize[5] = {2, 2, 4, 8, 1};  // by dropfast_dtype
 
 inline double scale_of(uint64_t threshold) {
   return threshold >> 32 ? 0 : 0x1p32 / (double)((uint64_t{1} << 32) - threshold);

@@ -157,8 +157,6 @@ int dtype_code(int32_t dtype) {
   return found == codes + 4 ? -1 : (int)(found - codes);
 }
 
-constexpr int64_t kSizes[4] = {2, 2, 4, 8};  // by dropfast_dtype
-
 bool same_layout(const Tensor& a, const Tensor& b) {
   const int64_t n = a.ndim();
   return n == b.ndim() && std::equal(a.sizes(), a.sizes() + n, b.sizes()) &&
@@ -228,8 +226,8 @@ std::pair<Tensor, Tensor> drop(const Tensor& x, uint64_t threshold) {
   int64_t stride = 1;
   for (int64_t d = ndim; d-- > 0; stride *= shape[d]) {
     strides[d] = stride;
-    x_strides[d] = x.strides()[d] * kSizes[code];
-    out_strides[d] = out.strides()[d] * kSizes[code];
+    x_strides[d] = x.strides()[d] * kItemSize[code];
+    out_strides[d] = out.strides()[d] * kItemSize[code];
   }
   const dropfast_mask mask = {new_key(), threshold, 0, 0, (int32_t)ndim, shape, strides};
   apply_and_keep(&mask, (dropfast_dtype)code, x.data(), x_strides, out.mutable_data(), out_strides, kept.mutable_data(),
