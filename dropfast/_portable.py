@@ -250,21 +250,11 @@ class Unrolled:
         return words << by
 
 
-class NumPy(Unrolled):
-    """The arrays of NumPy."""
+class LikeNumPy:
+    """What NumPy's arrays and JAX's have in common: the functions of a namespace, with the same names."""
 
-    def __init__(self, numpy: Any) -> None:
-        self.np = numpy
-        self.dtypes = {"word": numpy.int64, "uint8": numpy.uint8}
-
-    def words(self, numbers: list[int]) -> Array:
-        return self.np.array(numbers, self.np.int64)
-
-    def arange(self, n: Any) -> Array:
-        return self.np.arange(n, dtype=self.np.int64)
-
-    def where(self, condition: Array, a: Array, b: Any) -> Array:
-        return self.np.where(condition, a, self.np.asarray(b, a.dtype))
+    np: Any
+    dtypes: dict[str, Any]
 
     def cast(self, array: Array, dtype: Any) -> Array:
         return array.astype(self.dtypes.get(dtype, dtype))
@@ -279,7 +269,24 @@ class NumPy(Unrolled):
         return self.np.concatenate(arrays, axis=-1)
 
     def reshape(self, array: Array, shape: tuple[Any, ...]) -> Array:
-        return array.reshape(shape)
+        return self.np.reshape(array, shape)
+
+
+class NumPy(LikeNumPy, Unrolled):
+    """The arrays of NumPy."""
+
+    def __init__(self, numpy: Any) -> None:
+        self.np = numpy
+        self.dtypes = {"word": numpy.int64, "uint8": numpy.uint8}
+
+    def words(self, numbers: list[int]) -> Array:
+        return self.np.array(numbers, self.np.int64)
+
+    def arange(self, n: Any) -> Array:
+        return self.np.arange(n, dtype=self.np.int64)
+
+    def where(self, condition: Array, a: Array, b: Any) -> Array:
+        return self.np.where(condition, a, self.np.asarray(b, a.dtype))
 
 
 class Torch(Unrolled):
@@ -352,7 +359,7 @@ class TensorFlow(Unrolled):
         return self.tf.reshape(array, shape)
 
 
-class JAX:
+class JAX(LikeNumPy):
     """The arrays of JAX, which has no integers of 64 bits by default, and keeps its programs short by loops."""
 
     wide = False
@@ -380,21 +387,6 @@ class JAX:
 
     def where(self, condition: Array, a: Array, b: Any) -> Array:
         return self.np.where(condition, a, b)
-
-    def cast(self, array: Array, dtype: Any) -> Array:
-        return array.astype(self.dtypes.get(dtype, dtype))
-
-    def widened(self, x: Array) -> Array:
-        return x.astype(self.np.float32) if x.dtype.itemsize == 2 else x
-
-    def stack(self, arrays: list[Array]) -> Array:
-        return self.np.stack(arrays, axis=-1)
-
-    def concatenate(self, arrays: list[Array]) -> Array:
-        return self.np.concatenate(arrays, axis=-1)
-
-    def reshape(self, array: Array, shape: tuple[Any, ...]) -> Array:
-        return self.np.reshape(array, shape)
 
     # XLA computes again, for each use, what does not come out of a loop. So no plane is combined with another, and no
     # word taken apart, but in a loop or after one.

@@ -13,8 +13,7 @@ import torch
 from cases import DTYPES, MODES, RATES, Array, Shape, values
 from expected import assert_same_bits
 from outcomes import outcomes
-from tensors import array, next_mask, tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from tensors import Seen, array, next_mask, tensor
 
 import dropfast.torch
 from dropfast import Mask
@@ -98,13 +97,6 @@ def test_memory_layouts() -> None:
     check(Mask((6, 40), 0.3, key=KEY), np.ascontiguousarray(np.broadcast_to(row, (6, 40))), tensor(row).expand(6, 40))
 
 
-class Looking(TorchDispatchMode):
-    """Where there is a mode, no short cut is taken."""
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return function(*args, **(kwargs or {}))
-
-
 def test_the_operator_of_gpus() -> None:
     """The CPU is a GPU, by force: a call, forward and backward."""
     others = torch.library.Library("dropfast", "IMPL")
@@ -115,7 +107,7 @@ def test_the_operator_of_gpus() -> None:
     mask = next_mask((3, 70), 0.25)
     want = torch.from_numpy(mask.apply(x.numpy()))
     leaf = torch.nn.Parameter(x)
-    with Looking():
+    with Seen():
         y = dropfast.torch.dropout(leaf, 0.25)
         y.backward(x)
     assert torch.equal(y, want)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from cases import DTYPES, Shape
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dropfast import Mask
 
@@ -51,3 +52,15 @@ def next_key(generator: torch.Generator | None = None) -> int:
 def next_mask(shape: Shape, p: float = 0.5, generator: torch.Generator | None = None, **sharing: Any) -> Mask:
     """The mask that the next dropout will have."""
     return Mask(shape, p, key=next_key(generator), **sharing)
+
+
+class Seen(TorchDispatchMode):
+    """A mode that only looks; where there is one, no short cut is taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(str(function))
+        return function(*args, **(kwargs or {}))

@@ -13,12 +13,11 @@ import pytest
 import torch
 from cases import DTYPES, MODES, RATES, values
 from expected import assert_same_bits
-from tensors import IGNORE_THEIR_WARNINGS, array, next_mask, tensor
+from tensors import IGNORE_THEIR_WARNINGS, Seen, array, next_mask, tensor
 from torch import library, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
 from torch._subclasses import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import dropfast.torch
 from dropfast import Mask
@@ -34,18 +33,6 @@ KEY, DRAW = 2**64 - 5, 2**32 - 3
 def portable(mask: Mask, x: torch.Tensor) -> torch.Tensor:
     _, strides, start, key, draw, threshold = mask._recipe
     return _devices.apply(x, state_of(key, draw, start), strides, threshold)
-
-
-class Seen(TorchDispatchMode):
-    """A mode that only looks; where there is one, no short cut is taken."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.seen.append(str(function))
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.fixture

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tensors import IGNORE_THEIR_WARNINGS, next_mask
+from tensors import IGNORE_THEIR_WARNINGS, Seen, next_mask
 from torch import nn
 from torch.autograd import forward_ad
 from torch.testing._internal.two_tensor import TwoTensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import dropfast.torch
 from dropfast import Mask
@@ -66,18 +65,6 @@ def test_zero_tensors() -> None:
     y = dropfast.torch.dropout(x)
     (grad,) = torch.autograd.grad(y, x, torch._efficientzerotensor((2, 3)))
     assert torch.equal(grad, torch.zeros(2, 3))
-
-
-class Seen(TorchDispatchMode):
-    """A mode that only looks."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.seen.append(str(function))
-        return function(*args, **(kwargs or {}))
 
 
 class Logged(torch.Tensor):
