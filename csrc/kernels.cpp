@@ -16,10 +16,13 @@ template <class D>
 void select(const void* x, void* out, int64_t n, const uint64_t* keep, int64_t first, double scale, bool streaming,
             Rows rows) {
   const auto select_rows = [&](const auto& run) {
-    for (int64_t r = 0; r < rows.n; ++r) {
-      run((const char*)x + r * rows.x, (char*)out + r * rows.out, n, keep, first + r * n, (typename D::Scale)scale);
+    const char* from = (const char*)x;
+    char* to = (char*)out;
+    for (int64_t r = rows.n; r > 0; --r, from += rows.x, to += rows.out, first += n) {
+      run(from, to, n, keep, first, (typename D::Scale)scale);
     }
   };
+  if (n < kLanes<D>) return select_rows(part_of_vector<D>);
   const bool aligned = ((uintptr_t)out | (uintptr_t)rows.out) % kSize<D> == 0;
   if (streaming && aligned) return select_rows(select_run<D, true>);
   select_rows(select_run<D, false>);
@@ -94,7 +97,7 @@ void drop_run(const Philox& philox, uint64_t threshold, uint64_t index, const ch
   block += (uint64_t)first;
   int64_t bit = (int64_t)(index % kBlockBits);  // of the first element that is not selected, from words on
   const int64_t head = smaller(n, before_aligned<D>(out));
-  part_of_vector<D>(x, out, head, scale, bits_at(words, bit));
+  part_of_vector<D>(x, out, head, words, bit, scale);
   selection.x += head * kSize<D>;
   selection.out += head * kSize<D>;
   bit += head;

@@ -70,6 +70,40 @@ inline void store(void* p, V v) {
   memcpy(p, &v, sizeof v);
 }
 
+// ---- the first n elements of a vector, fewer than it has, and nothing behind them
+
+#if defined(__AVX512F__)
+template <class V>
+inline V load_first(const void* p, int64_t n) {
+  const uint64_t bytes = (uint64_t{1} << n * sizeof V{}[0]) - 1;
+  if constexpr (sizeof(V) == 64) {
+    return (V)_mm512_maskz_loadu_epi8(bytes, p);
+  } else {
+    return (V)_mm256_maskz_loadu_epi8((__mmask32)bytes, p);
+  }
+}
+template <class V>
+inline void store_first(void* p, V v, int64_t n) {
+  const uint64_t bytes = (uint64_t{1} << n * sizeof v[0]) - 1;
+  if constexpr (sizeof(V) == 64) {
+    _mm512_mask_storeu_epi8(p, bytes, (__m512i)v);
+  } else {
+    _mm256_mask_storeu_epi8(p, (__mmask32)bytes, (__m256i)v);
+  }
+}
+#else
+template <class V>
+inline V load_first(const void* p, int64_t n) {
+  V v = {};
+  memcpy(&v, p, (size_t)n * sizeof v[0]);
+  return v;
+}
+template <class V>
+inline void store_first(void* p, V v, int64_t n) {
+  memcpy(p, &v, (size_t)n * sizeof v[0]);
+}
+#endif
+
 // ---- widening multiply and shuffles of 64-bit lanes
 //
 // mul_low        the 64-bit product of the low halves
