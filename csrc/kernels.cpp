@@ -149,6 +149,20 @@ void drop(uint64_t key, uint32_t draw, uint64_t threshold, uint64_t index, const
   run(Philox(key, draw), threshold, index, (const char*)x, (char*)out, n, (typename D::Scale)scale);
 }
 
+void bits_of_bytes(const uint8_t* bytes, int64_t n, uint64_t* bits) {
+  const auto word = [](const uint8_t* bytes) {
+    uint64_t bits = 0;
+    for (int i = 0; i < 64; i += kBytes) bits |= nonzero_lanes(load<u8v>(bytes + i)) << i;
+    return bits;
+  };
+  for (; n >= 64; n -= 64, bytes += 64) *bits++ = word(bytes);
+  if (n > 0) {
+    uint8_t rest[64] = {};
+    memcpy(rest, bytes, (size_t)n);
+    *bits = word(rest);
+  }
+}
+
 // Halves of squares change places across the diagonal, then quarters in these, and so on.
 static_assert(kSquares % kLanes64 == 0, "squares are transposed by whole vectors");
 void transpose(uint64_t* rows, int n) {
@@ -175,6 +189,7 @@ const Kernels kernels = {
     draw,
     {select<Float16>, select<BFloat16>, select<Float32<f32s>>, select<Float64<f64s>>, select<Bool>},
     {drop<Float16>, drop<BFloat16>, drop<Float32<f32v>>, drop<Float64<f64v>>, drop<Bool>},
+    bits_of_bytes,
     transpose,
     stream_fence};
 
