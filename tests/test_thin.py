@@ -48,7 +48,9 @@ def assert_rows_are_aligned(array: Array, axis: int) -> None:
         assert row.flags.c_contiguous
         if inside:
             assert array.strides[inside - 1] == -(-row.nbytes // 64) * 64
-            assert all(a == b * n for a, b, n in zip(array.strides, array.strides[1:inside], array.shape[1:], strict=False))
+            assert all(
+                a == b * n for a, b, n in zip(array.strides, array.strides[1:inside], array.shape[1:], strict=False)
+            )
 
 
 def moves_of_a_mask(shape: Shape, axis: int, rate: float, dtype: np.dtype[Any]) -> None:
@@ -78,8 +80,13 @@ def ix(kept: list[Array | None], shape: Shape) -> Any:
 def moves_of_weights(shape: Shape, rows: float | None, cols: float | None, dtype: np.dtype[Any]) -> None:
     """take, put and add, by rates for the axes."""
     rates = (rows, cols)[: len(shape)]
-    masks = [None if rate is None else mask_along(1, (9, n), rate, d) for d, (n, rate) in enumerate(zip(shape, rates, strict=False))]
-    kept = [None if rate is None else kept_of(n, rate, d) for d, (n, rate) in enumerate(zip(shape, rates, strict=False))]
+    masks = [
+        None if rate is None else mask_along(1, (9, n), rate, d)
+        for d, (n, rate) in enumerate(zip(shape, rates, strict=False))
+    ]
+    kept = [
+        None if rate is None else kept_of(n, rate, d) for d, (n, rate) in enumerate(zip(shape, rates, strict=False))
+    ]
     w, index, last = values(shape, dtype), ix(kept, shape), 1 if cols is not None else 0
     part = thin.take(w, *masks)
     assert_identical(part, w[index])
@@ -126,7 +133,14 @@ def test_sizes_of_weights(backend: str, dtype: np.dtype[Any], rate: float) -> No
 # Of kernels of convolutions and of channels: short and long runs that stay whole inside the axis that is thinned; rows
 # that are shorter than a word of bits; more than one slab of words.
 SHAPES: list[tuple[Shape, int]] = [
-    *(((2, 40, 3, 3), 1), ((3, 70, 8, 8), 1), ((3, 17, 16, 16), 1), ((70, 3, 5), 0), ((4, 5, 70), 2), ((2, 3, 4, 5), 2)),
+    *(
+        ((2, 40, 3, 3), 1),
+        ((3, 70, 8, 8), 1),
+        ((3, 17, 16, 16), 1),
+        ((70, 3, 5), 0),
+        ((4, 5, 70), 2),
+        ((2, 3, 4, 5), 2),
+    ),
     *(((300, 3), 1), ((1, 1, 9), 2), ((1, 300), 1), ((300, 1), 0), ((5000,), 0), ((3, 5000), 1), ((5000, 2), 0)),
 ]
 
@@ -141,7 +155,16 @@ def test_shapes_of_masks(backend: str, dtype: np.dtype[Any], shape: Shape, axis:
 @pytest.mark.parametrize("shape", [(40, 30, 3, 3), (6, 70, 65), (33, 9, 2), (3, 2000), (1, 200), (200, 1)], ids=str)
 @each_dtype
 def test_shapes_of_weights(backend: str, dtype: np.dtype[Any], shape: Shape) -> None:
-    for rows, cols in [(0.5, 0.2), (0.2, None), (None, 0.5), (0.0, 0.5), (0.5, 0.0), (0.0, 0.0), (1.0, 0.5), (0.5, 1.0)]:
+    for rows, cols in [
+        (0.5, 0.2),
+        (0.2, None),
+        (None, 0.5),
+        (0.0, 0.5),
+        (0.5, 0.0),
+        (0.0, 0.0),
+        (1.0, 0.5),
+        (0.5, 1.0),
+    ]:
         moves_of_weights(shape, rows, cols, dtype)
 
 

@@ -3,6 +3,7 @@
 With small integers no sum is rounded, so that the order of the sums, which is all that differs, does not matter.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -66,7 +67,7 @@ def assert_equal_nets(widths: list[int], batch: int, rates: list[float], seed: i
     def integers(*shape: int) -> Array:
         return rng.integers(-2, 3, shape).astype(np.float64)
 
-    weights = [integers(n, m) for n, m in zip(widths, widths[1:], strict=False)]
+    weights = [integers(n, m) for n, m in pairwise(widths)]
     masks = [
         Mask((batch, n), rate, key=seed, draw=i, shared_axes=0)
         for i, (n, rate) in enumerate(zip(widths[:-1], rates, strict=True))
@@ -75,7 +76,9 @@ def assert_equal_nets(widths: list[int], batch: int, rates: list[float], seed: i
     dense, thinner = masked(x, weights, masks, dy), thinned(x, weights, masks, dy)
     assert max(abs(array).max(initial=0) for array in (dense.y, dense.dx, *dense.hidden, *dense.dw)) < 2**53
     for got, want in zip(
-        (thinner.y, thinner.dx, *thinner.hidden, *thinner.dw), (dense.y, dense.dx, *dense.hidden, *dense.dw), strict=True
+        (thinner.y, thinner.dx, *thinner.hidden, *thinner.dw),
+        (dense.y, dense.dx, *dense.hidden, *dense.dw),
+        strict=True,
     ):
         assert_identical(got + 0.0, want + 0.0)  # a sum of nothing is 0 of either sign, as the product's author likes
 
