@@ -18,7 +18,7 @@ from expected import assert_same_bits
 from processes import run_python
 
 import dropfast
-from dropfast import Dropout, Mask, _backend, _checks, dropout, show_config
+from dropfast import Dropout, Mask, _backend, _checks, dropout, show_config, thin
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 each_rate = pytest.mark.parametrize("rate", RATES.values(), ids=RATES)
