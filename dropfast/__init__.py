@@ -13,12 +13,12 @@ import importlib
 import sys
 from typing import TYPE_CHECKING
 
-from dropfast import _doors
+from dropfast import _doors, thin
 from dropfast._api import Dropout, dropout
 from dropfast._config import __version__, show_config
 from dropfast._mask import Mask
 
-__all__ = ["Dropout", "Mask", "__version__", "dropout", "show_config"]
+__all__ = ["Dropout", "Mask", "__version__", "dropout", "show_config", "thin"]
 
 if TYPE_CHECKING:  # the doors, which are really imported when they are first used
     from dropfast import dask as dask

@@ -6,19 +6,24 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from dropfast import _checks, _numpy, _quota
-from dropfast._checks import Recipe
+from dropfast._checks import Kept, Recipe
+
+Move: TypeAlias = Literal["compress", "expand", "add"]
+KeptAlong: TypeAlias = Mapping[int, Kept]  # by axis
+
+_ROW_BYTES = 64  # what rows of new arrays are aligned to: MKL is slower by a third if they lie anyhow
 
 
 class Backend(Protocol):
-    """What a backend is: two functions. Both backends give the same bits."""
+    """What a backend is: three functions. Both backends give the same bits."""
 
     def apply(self, x: object, out: object, recipe: Recipe, kept: npt.NDArray[Any] | None = None) -> bool:
         """Write `x * scale` into `out` where the mask keeps and +0.0 where it drops.
@@ -29,6 +34,16 @@ class Backend(Protocol):
 
     def packed(self, out: npt.NDArray[np.uint8], recipe: Recipe) -> None:
         """Write the bits of the mask in C order (1 = kept, little bit order)."""
+
+    def thin(
+        self, move: Move, wide: npt.NDArray[Any], compact: npt.NDArray[Any], kept: KeptAlong, factor: float | None
+    ) -> None:
+        """Move elements between an array and a smaller one, which has no more than what is kept along some axes.
+
+        'compress' writes into `compact` what is kept of `wide`; 'expand' writes into `wide` all of `compact` where it
+        was kept and +0.0 elsewhere; both times the factor, or as they are for None. 'add' adds `compact` times the
+        factor to what is kept of `wide`, with two roundings. The axes are one, or 0 and 1. The arrays are legal.
+        """
 
 
 class Native(Backend, Protocol):
@@ -93,6 +108,11 @@ class _Refused:
     def packed(self, out: npt.NDArray[np.uint8], recipe: Recipe) -> None:
         raise self._error
 
+    def thin(
+        self, move: Move, wide: npt.NDArray[Any], compact: npt.NDArray[Any], kept: KeptAlong, factor: float | None
+    ) -> None:
+        raise self._error
+
 
 class _Unasked:
     """The twin where nobody asked for it: the first call says that it runs, and why."""
@@ -107,6 +127,12 @@ class _Unasked:
     def packed(self, out: npt.NDArray[np.uint8], recipe: Recipe) -> None:
         self._warn()
         _numpy.packed(out, recipe)
+
+    def thin(
+        self, move: Move, wide: npt.NDArray[Any], compact: npt.NDArray[Any], kept: KeptAlong, factor: float | None
+    ) -> None:
+        self._warn()
+        _numpy.thin(move, wide, compact, kept, factor)
 
     def _warn(self) -> None:
         global active
@@ -139,6 +165,44 @@ def apply(x: Any, out: Any, recipe: Recipe, kept: npt.NDArray[Any] | None = None
     if not active.apply(x, out, recipe, kept):
         raise _checks.fault(x, out, recipe[0]) or SystemError("the backend refused arrays with no fault")
     return out  # type: ignore[no-any-return]
+
+
+def compress(
+    name: str, wide: npt.NDArray[Any], out: npt.NDArray[Any] | None, kept: KeptAlong, factor: float | None
+) -> npt.NDArray[Any]:
+    """Return what is kept of an array that is known to fit; into a new array if `out` is None."""
+    shape = tuple(kept[axis].left if axis in kept else n for axis, n in enumerate(wide.shape))
+    if out is None:
+        out = _aligned(shape, wide.dtype, max(kept))
+    else:
+        _checks.target("out", out, shape, name, wide)
+    active.thin("compress", wide, out, kept, factor)
+    return out
+
+
+def expand(
+    name: str, compact: npt.NDArray[Any], out: npt.NDArray[Any] | None, kept: KeptAlong, factor: float | None
+) -> npt.NDArray[Any]:
+    """Return the whole of which an array that is known to fit is what was kept; into a new array if `out` is None."""
+    shape = tuple(kept[axis].length if axis in kept else n for axis, n in enumerate(compact.shape))
+    if out is None:
+        out = _aligned(shape, compact.dtype, max(kept))
+    else:
+        _checks.target("out", out, shape, name, compact)
+    active.thin("expand", out, compact, kept, factor)
+    return out
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any], axis: int) -> npt.NDArray[Any]:
+    """Return a new array in C order whose rows begin at multiples of 64 bytes: a row is all from `axis` on, or 1."""
+    strides, step = [0] * len(shape), dtype.itemsize
+    for d in reversed(range(len(shape))):
+        strides[d] = step
+        step *= shape[d]
+        if d == max(axis, 1):
+            step += -step % _ROW_BYTES
+    memory = np.empty(step + _ROW_BYTES, np.uint8)
+    return np.ndarray(shape, dtype, memory.data, -memory.ctypes.data % _ROW_BYTES, strides)
 
 
 def available() -> tuple[str, ...]:

@@ -9,8 +9,9 @@ import functools
 import math
 import operator
 import os
-from collections.abc import Iterable, Sequence
-from typing import Any, SupportsIndex, TypeAlias, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple, SupportsIndex, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -104,6 +105,17 @@ def threshold(checked_rate: float) -> int:
 def scale(of_threshold: int) -> float:
     """Return what the kept are multiplied by: from the threshold, not the rate, so that the mean is exact."""
     return 4294967296.0 / (4294967296 - of_threshold) if of_threshold < 4294967296 else 0.0
+
+
+def alpha(value: Any, dtype: np.dtype[Any]) -> float:
+    """Return a factor as a number that the dtype has."""
+    if isinstance(value, bool) or not isinstance(value, (float, int, np.integer, np.floating)):
+        raise TypeError(f"alpha must be a real number, got {type(value).__name__}")
+    with np.errstate(all="ignore"), suppress(OverflowError):  # an int may be more than a float can be
+        number = float(dtype.type(float(value)))
+        if math.isfinite(number) or not math.isfinite(value):
+            return number
+    raise ValueError(f"alpha must be a number that {dtype} has, got {value}")
 
 
 def unsigned(name: str, value: Any, bits: int) -> int:
@@ -342,9 +354,9 @@ def is_bfloat16(dtype: np.dtype[Any]) -> bool:
     return dtype.type.__module__ == "ml_dtypes" and dtype.type.__name__ == "bfloat16"
 
 
-def not_a_mask(value: Any) -> TypeError:
+def not_a_mask(value: Any, name: str = "mask") -> TypeError:
     """Return the error for something that is not a mask."""
-    return TypeError(f"mask must be a dropfast.Mask, got {type(value).__name__}")
+    return TypeError(f"{name} must be a dropfast.Mask, got {type(value).__name__}")
 
 
 def is_plain(array: Any) -> bool:
@@ -365,6 +377,8 @@ def not_an_array(name: str, value: Any) -> TypeError:
 
 def _overlaps_itself(array: npt.NDArray[Any]) -> bool:
     """Return whether elements may share memory: an axis steps less far than the ones inside it reach."""
+    if array.flags.c_contiguous:
+        return False
     reach = array.itemsize
     for stride, n in sorted((abs(stride), n) for stride, n in zip(array.strides, array.shape, strict=True) if n > 1):
         if stride < reach:
@@ -382,9 +396,9 @@ def share_memory(x: npt.NDArray[Any], out: npt.NDArray[Any]) -> bool:
         return True
 
 
-def wrong_dtype(dtype: Any) -> TypeError:
+def wrong_dtype(dtype: Any, name: str = "x") -> TypeError:
     """Return the error for data of another dtype."""
-    return TypeError(f"x must have dtype float16, bfloat16, float32 or float64 in native byte order, got {dtype}")
+    return TypeError(f"{name} must have dtype float16, bfloat16, float32 or float64 in native byte order, got {dtype}")
 
 
 def wrong_shape(shape: tuple[int, ...], got: tuple[Any, ...]) -> ValueError:
@@ -416,3 +430,67 @@ def fault(x: Any, out: Any, shape: tuple[int, ...]) -> Exception | None:
     if not same and share_memory(x, out):
         return ValueError("out must be x itself or not overlap it, got an array that shares part of its memory")
     return None
+
+
+# ---- what is kept along an axis ------------------------------------------------------------------
+
+
+class Kept(NamedTuple):
+    """What a mask keeps along the one axis that it varies along."""
+
+    length: int  # of the axis
+    left: int  # how many are kept
+    bits: npt.NDArray[np.uint8]  # which: those of Mask.packed()
+
+
+@functools.lru_cache(maxsize=1024)
+def one_axis(noise_shape: tuple[int, ...], shared_axes: tuple[int, ...]) -> int:
+    """Return the one axis that a mask varies along; where an axis is longer than 1, those of length 1 are none."""
+    axes = [axis for axis in range(len(noise_shape)) if axis not in shared_axes]
+    axes = [axis for axis in axes if noise_shape[axis] != 1] or axes
+    if len(axes) != 1:
+        raise ValueError(f"the mask must vary along just one axis, got one with the noise_shape {noise_shape}")
+    return axes[0]
+
+
+def wrong_compact_shape(shape: tuple[int, ...], got: tuple[int, ...]) -> ValueError:
+    """Return the error for data of another shape than that of what a mask keeps."""
+    return ValueError(f"y must have the shape of what the mask keeps, {shape}, got {got}")
+
+
+def wrong_part(shape: tuple[int, ...], got: tuple[int, ...]) -> ValueError:
+    """Return the error for data of another shape than that of what masks keep of weights."""
+    return ValueError(f"g must have the shape of what is kept of w, {shape}, got {got}")
+
+
+def floats(name: str, array: Any) -> None:
+    """Refuse what is no plain array, or none of floats."""
+    if not is_plain(array):
+        raise not_an_array(name, array)
+    if not takes(array.dtype):
+        raise wrong_dtype(array.dtype, name)
+
+
+def lengths(name: str, shape: tuple[int, ...], expected: Mapping[int, tuple[str, int]]) -> None:
+    """Refuse an array that is not as long as expected, by axis: in words, and in numbers."""
+    for axis, (words, length) in expected.items():
+        if len(shape) <= axis:
+            raise ValueError(f"{name} must have an axis {axis} for {words}, got the shape {shape}")
+        if shape[axis] != length:
+            raise ValueError(f"{name} must have the length of {words} on axis {axis}, {length}, got {shape[axis]}")
+
+
+def target(name: str, array: Any, shape: tuple[int, ...], source_name: str, source: npt.NDArray[Any]) -> None:
+    """Refuse an array that what is made of `source` cannot be written into."""
+    if not is_plain(array):
+        raise not_an_array(name, array)
+    if array.dtype != source.dtype:
+        raise TypeError(f"{name} must have the dtype of {source_name}, {source.dtype}, got {array.dtype}")
+    if array.shape != shape:
+        raise ValueError(f"{name} must have the shape {shape}, got {array.shape}")
+    if not array.flags.writeable:
+        raise ValueError(f"{name} must be writable, got a read-only array")
+    if array.size and _overlaps_itself(array):
+        raise ValueError(f"{name} must not overlap itself, got the strides {array.strides} for the shape {shape}")
+    if share_memory(source, array):
+        raise ValueError(f"{name} must not overlap {source_name}, got an array that shares memory with it")

@@ -257,6 +257,127 @@ class Mask:
             _backend.active.packed(out, (noise_shape, strides, start, key, draw, threshold))
         return out
 
+    def kept(self) -> npt.NDArray[np.intp]:
+        """Return which indices are kept along the one axis that the mask varies along, in ascending order.
+
+        Returns
+        -------
+        numpy.ndarray of intp
+            Counted from the start of the mask, or of the window that it is.
+
+        Raises
+        ------
+        ValueError
+            If the mask varies along no axis, or along several. Axes of length 1 are none where another is longer.
+
+        Examples
+        --------
+        >>> from dropfast import Mask
+        >>> Mask((32, 8), 0.5, key=7, shared_axes=0).kept()
+        array([0, 2, 3, 5])
+        """
+        _, (length, _, bits) = self._along()
+        return np.flatnonzero(np.unpackbits(bits, count=length, bitorder="little"))
+
+    def compress(self, x: npt.NDArray[Float], out: npt.NDArray[Float] | None = None) -> npt.NDArray[Float]:
+        """Return what is kept of `x`, scaled, without what is dropped: smaller arrays, for smaller products.
+
+        The same as ``numpy.compress(mask.keep().ravel(), mask.apply(x), axis)`` for the one axis that the mask varies
+        along, bit for bit.
+
+        Parameters
+        ----------
+        x : numpy.ndarray
+            As in `apply`.
+        out : numpy.ndarray, optional
+            Where to write; of the dtype of `x`, and of its shape with ``len(mask.kept())`` on that axis. It must not
+            overlap `x`.
+
+        Returns
+        -------
+        numpy.ndarray
+            `out`, or a new array in C order whose rows begin at multiples of 64 bytes, and so may have gaps between
+            them. A row is all that lies side by side from that axis on, or from axis 1 on if that is axis 0.
+
+        Raises
+        ------
+        TypeError
+            If `x` or `out` is no array, or of a subclass, or has a dtype that is not allowed.
+        ValueError
+            If the mask varies along no axis, or along several; if a shape does not fit, or `out` is read-only or
+            overlaps `x` or itself. Nothing has been written then.
+
+        See Also
+        --------
+        expand : the way back, and with ``scaled=True`` the gradient.
+        dropfast.thin.take : what is kept of weights.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from dropfast import Mask
+        >>> mask = Mask((2, 8), 0.5, key=7, shared_axes=0)
+        >>> mask.compress(np.arange(16.0).reshape(2, 8))
+        array([[ 0.,  4.,  6., 10.],
+               [16., 20., 22., 26.]])
+        """
+        axis, kept = self._along()
+        _checks.floats("x", x)
+        if x.shape != self.shape:
+            raise _checks.wrong_shape(self.shape, x.shape)
+        return _backend.compress("x", x, out, {axis: kept}, self.scale)
+
+    def expand(
+        self, y: npt.NDArray[Float], out: npt.NDArray[Float] | None = None, scaled: bool = False
+    ) -> npt.NDArray[Float]:
+        """Return an array of the mask's shape that has `y` where the mask keeps, and +0.0 where it drops.
+
+        ``mask.expand(mask.compress(x))`` is ``mask.apply(x)`` bit for bit.
+
+        Parameters
+        ----------
+        y : numpy.ndarray
+            Of the shape that `compress` gives, and a dtype that `apply` takes.
+        out : numpy.ndarray, optional
+            Where to write; of the mask's shape and the dtype of `y`. It must not overlap `y`.
+        scaled : bool, default False
+            Whether to multiply by the mask's scale. ``mask.expand(dy, scaled=True)`` is the gradient for `x` of
+            ``mask.compress(x)``, from the gradient `dy` for that.
+
+        Returns
+        -------
+        numpy.ndarray
+            `out`, or a new array in C order whose rows begin at multiples of 64 bytes, as in `compress`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As in `compress`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from dropfast import Mask
+        >>> mask = Mask((2, 8), 0.5, key=7, shared_axes=0)
+        >>> mask.expand(np.ones((2, 4)))
+        array([[1., 0., 1., 1., 0., 1., 0., 0.],
+               [1., 0., 1., 1., 0., 1., 0., 0.]])
+        """
+        axis, kept = self._along()
+        _checks.floats("y", y)
+        shape = (*self.shape[:axis], kept.left, *self.shape[axis + 1 :])
+        if y.shape != shape:
+            raise _checks.wrong_compact_shape(shape, y.shape)
+        if type(scaled) is not bool:
+            raise TypeError(f"scaled must be a bool, got {scaled!r}")
+        return _backend.expand("y", y, out, {axis: kept}, self.scale if scaled else None)
+
+    def _along(self) -> tuple[int, _checks.Kept]:
+        """Return the one axis that the mask varies along, and what it keeps there."""
+        axis = _checks.one_axis(self.noise_shape, self._shared_axes)
+        bits = self.packed()
+        return axis, _checks.Kept(self.shape[axis], int.from_bytes(bits).bit_count(), bits)
+
     def window(
         self, start: SupportsIndex | Iterable[SupportsIndex], shape: SupportsIndex | Iterable[SupportsIndex]
     ) -> Mask:

@@ -1,4 +1,4 @@
-"""The twin: the same two functions as the compiled backend, in NumPy, with the same bits.
+"""The twin: the same three functions as the compiled backend, in NumPy, with the same bits.
 
 It is what runs where nothing could be compiled, and the second opinion in every test. The way is that of
 csrc/kernels.cpp: planes of 128 random bits a block, and only blocks with an undecided element are drawn further.
@@ -7,14 +7,14 @@ csrc/kernels.cpp: planes of 128 random bits a block, and only blocks with an und
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from dropfast import _checks, _floats
-from dropfast._checks import Recipe
+from dropfast._checks import Kept, Recipe
 
 Words: TypeAlias = npt.NDArray[np.uint64]
 
@@ -101,18 +101,31 @@ def _keep(shape: tuple[int, ...], strides: tuple[int, ...], start: int, *recipe:
 # ---- select --------------------------------------------------------------------------------------
 
 
+def _widened(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return bfloat16 as float32."""
+    return (x.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+
+
+def _narrow(wide: npt.NDArray[Any], out: npt.NDArray[Any]) -> None:
+    """Round float32 to bfloat16, to nearest even. A NaN of what was widened has a low half of 0: nothing carries."""
+    bits = wide.view(np.uint32)
+    out.view(np.uint16)[...] = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16
+
+
+def _multiply(x: npt.NDArray[Any], factor: float, out: npt.NDArray[Any]) -> None:
+    """Write x * factor, rounded once."""
+    if _checks.is_bfloat16(x.dtype):
+        _narrow(_widened(x) * np.float32(factor), out)
+    elif out.dtype == np.float16:
+        np.copyto(out, x.astype(np.float32) * np.float32(factor), casting="same_kind")
+    else:
+        np.multiply(x, out.dtype.type(factor), out=out)
+
+
 def _select(x: npt.NDArray[Any], out: npt.NDArray[Any], keep: npt.NDArray[np.uint8], scale: float) -> None:
     """Write x * scale where keep is 1 and +0.0 where it is 0: by masking the bits, for 0 * inf is NaN."""
     unsigned = np.dtype(f"u{out.itemsize}")
-    if _checks.is_bfloat16(x.dtype):
-        wide = (x.view(np.uint16).astype(np.uint32) << 16).view(np.float32) * np.float32(scale)
-        bits = wide.view(np.uint32)
-        # Round to nearest even. A NaN that was widened has a low half of 0: nothing carries.
-        out.view(np.uint16)[...] = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16
-    elif out.dtype == np.float16:
-        np.copyto(out, x.astype(np.float32) * np.float32(scale), casting="same_kind")
-    else:
-        np.multiply(x, out.dtype.type(scale), out=out)
+    _multiply(x, scale, out)
     masked = out.view(unsigned)
     masked &= np.negative(keep, dtype=unsigned)
 
@@ -140,7 +153,7 @@ def _pieces(strides: tuple[int, ...], start: int, place: tuple[slice, ...]) -> I
         yield from _pieces(strides, first, (*place[:axis], part, *place[axis + 1 :]))
 
 
-# ---- the two functions of a backend --------------------------------------------------------------
+# ---- the three functions of a backend ------------------------------------------------------------
 
 
 def apply(x: Any, out: Any, recipe: Recipe, kept: Any = None) -> bool:
@@ -172,3 +185,45 @@ def packed(out: npt.NDArray[np.uint8], recipe: Recipe) -> None:
         out[done : done + whole] = np.packbits(bits[: 8 * whole], bitorder="little")
         bits, done = bits[8 * whole :], done + whole
     out[done:] = np.packbits(bits, bitorder="little")
+
+
+def thin(
+    move: str, wide: npt.NDArray[Any], compact: npt.NDArray[Any], kept: Mapping[int, Kept], factor: float | None
+) -> None:
+    """See `dropfast._backend.Backend`."""
+    indices = {
+        axis: np.flatnonzero(np.unpackbits(bits, count=length, bitorder="little"))
+        for axis, (length, _, bits) in kept.items()
+    }
+    with _floats.default_mode(), np.errstate(all="ignore"):
+        for place, _ in _pieces((0,) * wide.ndim, 0, tuple(slice(0, n) for n in wide.shape)):
+            there: list[Any] = [slice(None)] * wide.ndim  # in the piece
+            part = list(place)  # in the compact array
+            for axis, index in indices.items():
+                begin, end = np.searchsorted(index, (place[axis].start, place[axis].stop))
+                there[axis], part[axis] = index[begin:end] - place[axis].start, slice(begin, end)
+            if len(indices) == 2:  # rows and columns
+                there[0] = there[0][:, None]
+            _thin_piece(move, wide[place], tuple(there), compact[tuple(part)], factor)
+
+
+def _thin_piece(
+    move: str, wide: npt.NDArray[Any], there: tuple[Any, ...], compact: npt.NDArray[Any], factor: float | None
+) -> None:
+    """Move one piece, which is `there` in the wide array."""
+    source = wide[there] if move == "compress" else compact
+    if factor is not None:
+        scaled = np.empty(source.shape, source.dtype)
+        _multiply(source, factor, scaled)
+        source = scaled
+    if move == "compress":
+        compact[...] = source
+    elif move == "expand":
+        wide[...] = 0
+        wide[there] = source
+    elif _checks.is_bfloat16(wide.dtype):
+        total = np.empty(source.shape, source.dtype)
+        _narrow(_widened(wide[there]) + _widened(source), total)
+        wide[there] = total
+    else:
+        wide[there] += source
