@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels.h"
+#include "lanes.h"
 #include "philox.h"
 #include "simd.h"
 

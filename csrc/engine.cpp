@@ -132,7 +132,7 @@ void apply(const dropfast_mask* mask, dropfast_dtype dtype, const void* x, const
   for (int d = 0; d < n; ++d) size *= axes[d].length;
   if (size == 0) return;
 
-  const Kernels& kernels = *chosen.load(std::memory_order_relaxed)->kernels;
+  const Kernels& kernels = kernels_in_use();
   const bool streaming = x != out && size * kItemSize[dtype] >= kStreamingBytes;
   on_threads(axes, n, (const char*)x, (char*)out, mask->start,
              [&](const Axis* mine, const char* x, char* out, uint64_t start) {
@@ -152,7 +152,7 @@ void apply_and_keep(const dropfast_mask* mask, dropfast_dtype dtype, const void*
     apply(mask, dtype, x, x_strides, out, out_strides);
     return apply(mask, DROPFAST_BOOL, kept, kept_strides, kept, kept_strides);
   }
-  const Kernels& kernels = *chosen.load(std::memory_order_relaxed)->kernels;
+  const Kernels& kernels = kernels_in_use();
   const double scale = scale_of(mask->threshold);
   on_threads(axes, n, (const char*)x, (char*)out, mask->start,
              [&](const Axis* run, const char* x, char* to, uint64_t start) {
@@ -171,7 +171,7 @@ void apply_and_keep(const dropfast_mask* mask, dropfast_dtype dtype, const void*
 }
 
 void select(dropfast_dtype dtype, const void* x, void* out, int64_t n, const uint8_t* kept, double scale) {
-  const Kernels& kernels = *chosen.load(std::memory_order_relaxed)->kernels;
+  const Kernels& kernels = kernels_in_use();
   const int64_t size = kItemSize[dtype];
   const Axis axis = {n, size, size, 1};
   on_threads(&axis, 1, (const char*)x, (char*)out, 0, [&](const Axis* run, const char* x, char* out, uint64_t first) {
@@ -219,12 +219,14 @@ void packed(const dropfast_mask* mask, uint8_t* out, void (*poll)()) {
   const auto use = [&](const Part* parts, int parts_n, const uint64_t* keep) {
     for (int p = 0; p < parts_n; ++p) put(keep, parts[p].first, parts[p].n);
   };
-  Batch<decltype(use)> batch(*chosen.load(std::memory_order_relaxed)->kernels, *mask, use);
+  Batch<decltype(use)> batch(kernels_in_use(), *mask, use);
   axes.for_each(nullptr, nullptr, mask->start,
                 [&](const char* x, char* o, uint64_t index) { batch.add(x, o, index, run.length); });
   batch.flush();
   if (rest_n > 0) *out = (uint8_t)rest;
 }
+
+const Kernels& kernels_in_use() { return *chosen.load(std::memory_order_relaxed)->kernels; }
 
 const char* current_isa() { return chosen.load()->name; }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "dropfast.h"
+#include "kernels.h"
 
 namespace dropfast {
 
@@ -23,6 +24,7 @@ void select(dropfast_dtype dtype, const void* x, void* out, int64_t n, const uin
 // Calls `poll`, if given, every kSlabElements; it may throw.
 void packed(const dropfast_mask* mask, uint8_t* out, void (*poll)() = nullptr);
 
+const Kernels& kernels_in_use();
 const char* current_isa();
 bool use_isa(const char* name);  // false, and nothing changes, if this machine has no such kernels
 bool has_openmp();

@@ -10,14 +10,16 @@ namespace {
 // ---- float16
 
 #if defined(__AVX512F__)
-inline f16v scale_f16(f16v h, float scale) {
-  return (f16v)_mm512_cvtps_ph((__m512)((f32v)_mm512_cvtph_ps((__m256i)h) * scale), _MM_FROUND_TO_NEAREST_INT);
-}
+inline f32v floats_of_f16(h16v h) { return (f32v)_mm512_cvtph_ps((__m256i)h); }
+inline h16v f16_of_floats(f32v x) { return (h16v)_mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT); }
+inline f16v scale_f16(f16v h, float scale) { return f16_of_floats(floats_of_f16(h) * scale); }
 #elif defined(__F16C__)
-inline f16v scale_f16(f16v h, float scale) {
-  return (f16v)_mm256_cvtps_ph((__m256)((f32v)_mm256_cvtph_ps((__m128i)h) * scale), _MM_FROUND_TO_NEAREST_INT);
-}
+inline f32v floats_of_f16(h16v h) { return (f32v)_mm256_cvtph_ps((__m128i)h); }
+inline h16v f16_of_floats(f32v x) { return (h16v)_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT); }
+inline f16v scale_f16(f16v h, float scale) { return f16_of_floats(floats_of_f16(h) * scale); }
 #elif defined(DROPFAST_NEON)
+inline f32v floats_of_f16(h16v h) { return (f32v)vcvt_f32_f16((float16x4_t)h); }
+inline h16v f16_of_floats(f32v x) { return (h16v)vcvt_f16_f32((float32x4_t)x); }
 inline f16v scale_f16(f16v h, float scale) {
   const f32v y0 = (f32v)vcvt_f32_f16(vget_low_f16((float16x8_t)h)) * scale;
   const f32v y1 = (f32v)vcvt_high_f32_f16((float16x8_t)h) * scale;
@@ -52,11 +54,24 @@ inline u32v narrow_f16(f32v x) {
   return choose(above(magnitude, 0x477fefff), special, finite) | (u >> 16 & 0x8000);  // 65520 and up round to inf
 }
 
+inline f32v floats_of_f16(h16v h) { return widen_f16(__builtin_convertvector(h, u32v)); }
+inline h16v f16_of_floats(f32v x) { return __builtin_convertvector(narrow_f16(x), h16v); }
+
 inline f16v scale_f16(f16v h, float scale) {
   const u32v pairs = (u32v)h;
   return (u16v)(narrow_f16(widen_f16(pairs & 0xffff) * scale) | narrow_f16(widen_f16(pairs >> 16) * scale) << 16);
 }
 #endif
+
+// ---- bfloat16
+
+inline f32v floats_of_bf16(h16v h) { return (f32v)(__builtin_convertvector(h, u32v) << 16); }
+
+// A NaN that comes of what was widened has a lower half of 0: nothing carries.
+inline h16v bf16_of_floats(f32v x) {
+  const u32v u = (u32v)x;
+  return __builtin_convertvector((u + 0x7fff + (u >> 16 & 1)) >> 16, h16v);
+}
 
 // ---- bfloat16, two in each 32-bit lane
 

@@ -1,6 +1,7 @@
 // The kernels, in one text that is compiled once per instruction set (-DDROPFAST_ISA=avx2 ...).
 #include "kernels.h"
 
+#include "compress.h"
 #include "draw.h"
 #include "select.h"
 
@@ -172,6 +173,9 @@ const Kernels kernels = {
     draw,
     {select<Float16>, select<BFloat16>, select<Float32<f32s>>, select<Float64<f64s>>, select<Bool>},
     {drop<Float16>, drop<BFloat16>, drop<Float32<f32v>>, drop<Float64<f64v>>, drop<Bool>},
+    {{compress<ThinFloat16>, compress<ThinBFloat16>, compress<ThinFloat32>, compress<ThinFloat64>},
+     {expand<ThinFloat16>, expand<ThinBFloat16>, expand<ThinFloat32>, expand<ThinFloat64>},
+     {add<ThinFloat16>, add<ThinBFloat16>, add<ThinFloat32>, add<ThinFloat64>}},
     transpose,
     stream_fence};
 

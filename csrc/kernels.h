@@ -28,6 +28,10 @@ typedef void (*Select)(const void* x, void* out, int64_t n, const uint64_t* keep
 typedef void (*Drop)(uint64_t key, uint32_t draw, uint64_t threshold, uint64_t index, const void* x, void* out,
                      int64_t n, double scale, bool streaming);
 
+enum Move { kCompress, kExpand, kAdd };
+
+typedef void (*Thin)(const void* from, void* to, int64_t n, const uint64_t* keep, int64_t left, const double* factor);
+
 struct Kernels {
   // keep[2b], keep[2b + 1] = the 128 keep bits of blocks[b], for b < n <= kBatchBlocks, of the mask of key and draw
   // at the threshold. blocks and keep are padded to a multiple of kDrawGroup blocks, and the padding of blocks is
@@ -40,6 +44,11 @@ struct Kernels {
 
   // The dropout of n elements side by side, whose bits are those of the mask's elements from `index` on.
   Drop drop[5];
+
+  // By Move and dropfast_dtype, between n elements side by side and the `left` of them whose bits are set in keep, side
+  // by side: to[0], to[1], ... = from[i] of these; or to[i] = from[0], from[1], ... at these and +0.0 elsewhere; both
+  // times the factor if there is one. Or to[i] += factor * from[0], ... at these. The bits behind the n are 0.
+  Thin thin[3][4];
 
   // In 64 rows of kSquares words, of each of the first n squares of 64 x 64 bits that lie side by side: bit c of row r
   // becomes bit r of row c.

@@ -9,10 +9,12 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <string>
 #include <utility>
 
 #include "engine.h"
 #include "kernels.h"
+#include "thin.h"
 #include "torch_ops.h"
 
 namespace py = pybind11;
@@ -212,6 +214,48 @@ void packed_to_array(const py::array_t<uint8_t>& out, const py::tuple& recipe) {
   });
 }
 
+Move move_of(const std::string& name) {
+  if (name == "compress") return kCompress;
+  if (name == "expand") return kExpand;
+  if (name == "add") return kAdd;
+  throw py::value_error("thin: no such move");
+}
+
+// Python has found the arrays legal; what would be read or written in the wrong place is refused here nevertheless.
+void thin_arrays(const std::string& name, const py::array& wide, const py::array& compact, const py::dict& along,
+                 const py::object& factor) {
+  const Move move = move_of(name);
+  const int dtype = dtype_code(wide.dtype());
+  const auto n = static_cast<int>(wide.ndim());
+  bool fits = dtype >= 0 && dtype_code(compact.dtype()) == dtype && compact.ndim() == n;
+  ThinAxis axes[DROPFAST_MAX_NDIM];
+  for (int d = 0; fits && d < n; ++d) {
+    axes[d] = {wide.shape(d), wide.strides(d), compact.strides(d), nullptr};
+    if (along.contains(d)) {
+      const py::object kept_there = along[py::int_(d)], bits_object = kept_there.attr("bits");
+      const auto bits = py::reinterpret_borrow<py::array>(bits_object);
+      fits = py::isinstance<py::array_t<uint8_t>>(bits_object) && bits.ndim() == 1 &&
+             bits.size() == (wide.shape(d) + 7) / 8 && (bits.flags() & py::array::c_style) != 0;
+      if (fits) axes[d].bits = static_cast<const uint8_t*>(bits.data());
+    }
+    fits = fits && kept(axes[d]) == compact.shape(d);
+  }
+  if (!fits || !(move == kCompress ? compact : wide).writeable()) {
+    throw py::value_error("thin: the arrays do not fit each other");
+  }
+  const double number = factor.is_none() ? 0 : factor.cast<double>();
+  const double* const times = factor.is_none() ? nullptr : &number;
+  if (move == kAdd && !times) throw py::value_error("thin: add needs a factor");
+  const auto code = static_cast<dropfast_dtype>(dtype);
+  void *const wide_data = const_cast<void*>(wide.data()), *const compact_data = const_cast<void*>(compact.data());
+  if (wide.size() < kGilElements) return thin(move, code, wide_data, compact_data, axes, n, times);
+  const py::gil_scoped_release release;
+  thin(move, code, wide_data, compact_data, axes, n, times, [] {
+    const py::gil_scoped_acquire acquire;
+    look_at_signals();
+  });
+}
+
 const dropfast_api kApi = {DROPFAST_API_VERSION, threshold, apply,
                            [](const dropfast_mask* mask, uint8_t* out) { packed(mask, out); }};
 
@@ -223,6 +267,8 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used(), py::multiple_interpreters::p
   m.doc() = "dropfast's compiled backend; see dropfast/_native.pyi.";
   m.def("apply", apply_to_arrays, py::arg("x"), py::arg("out"), py::arg("recipe"), py::arg("kept") = py::none());
   m.def("packed", packed_to_array, py::arg("out").noconvert(), py::arg("recipe"));
+  m.def("thin", thin_arrays, py::arg("move"), py::arg("wide").noconvert(), py::arg("compact").noconvert(),
+        py::arg("kept"), py::arg("factor"));
   m.def("isas", [] {
     int n;
     const Isa* list = isas(&n);

@@ -7,12 +7,12 @@
 #include <algorithm>
 #include <array>
 #include <cstdlib>
-#include <type_traits>
 
 #include "batch.h"
 #include "bits.h"
 #include "dropfast.h"
 #include "engine.h"
+#include "items.h"
 #include "kernels.h"
 
 namespace dropfast {
@@ -269,7 +269,7 @@ class Piece {
       for (int64_t d = 1, row = first / inner.length; d < across_.n; row /= across_.axes[d++].length) {
         from += row % across_.axes[d].length * across_.axes[d].x;
       }
-      copy_items(out, size_, from, inner.x, n);
+      copy_items(out, size_, from, inner.x, n, size_);
       out += n * size_;
       first += n;
       rows -= n;
@@ -415,33 +415,15 @@ class Piece {
   void use_items(const char* x, char* out, const uint64_t* keep, int64_t first, int64_t n) const {
     char buffer[kItems * 8];
     if (run_.out == size_) {
-      copy_items(out, size_, x, run_.x, n);
+      copy_items(out, size_, x, run_.x, n, size_);
       return select_(out, out, n, keep, first, scale_, false, kOneRow);
     }
     if (run_.x != size_) {
-      copy_items(buffer, size_, x, run_.x, n);
+      copy_items(buffer, size_, x, run_.x, n, size_);
       x = buffer;
     }
     select_(x, buffer, n, keep, first, scale_, false, kOneRow);
-    copy_items(out, run_.out, buffer, size_, n);
-  }
-
-  void copy_items(char* to, int64_t to_stride, const char* from, int64_t from_stride, int64_t n) const {
-    const auto copy = [=](auto size) {  // known to the compiler, or each item would be a call of memcpy
-      const auto by = [=](int64_t to_stride, int64_t from_stride) __attribute__((always_inline)) {
-        for (int64_t i = 0; i < n; ++i) memcpy(to + i * to_stride, from + i * from_stride, size);
-      };
-      // Where it knows the strides, too, whole vectors.
-      if (to_stride == size && from_stride == 2 * size) return by(size, 2 * size);
-      if (to_stride == 2 * size && from_stride == size) return by(2 * size, size);
-      if (to_stride == size && from_stride == -size) return by(size, -size);
-      if (to_stride == -size && from_stride == size) return by(-size, size);
-      by(to_stride, from_stride);
-    };
-    if (size_ == 1) copy(std::integral_constant<int64_t, 1>());
-    if (size_ == 2) copy(std::integral_constant<int64_t, 2>());
-    if (size_ == 4) copy(std::integral_constant<int64_t, 4>());
-    if (size_ == 8) copy(std::integral_constant<int64_t, 8>());
+    copy_items(out, run_.out, buffer, size_, n, size_);
   }
 
   const Kernels& kernels_;

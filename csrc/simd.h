@@ -47,9 +47,10 @@ constexpr int kSelectBytes = kBytes == 64 ? 32 : kBytes;
 typedef float f32s __attribute__((vector_size(kSelectBytes)));
 typedef double f64s __attribute__((vector_size(kSelectBytes)));
 
-// float16: where there are instructions that convert them, as many as a vector has float32.
+// 16-bit floats, as many as a vector has float32; and float16, where there are instructions that convert so many.
+typedef uint16_t h16v __attribute__((vector_size(kBytes / 2)));
 #if defined(__F16C__)
-typedef uint16_t f16v __attribute__((vector_size(kBytes / 2)));
+typedef h16v f16v;
 #else
 typedef u16v f16v;
 #endif
@@ -107,51 +108,6 @@ inline u64v zip_low(u64v a, u64v b) { return u64v{a[0], b[0]}; }
 inline u64v zip_high(u64v a, u64v b) { return u64v{a[1], b[1]}; }
 inline u64v zip_order(u64v a) { return a; }
 #endif
-
-// ---- lists of 64-bit lanes
-
-inline u64v lane_numbers() {
-  u64v v{};
-  for (int lane = 0; lane < kLanes64; ++lane) v[lane] = (uint64_t)lane;
-  return v;
-}
-
-#if defined(__AVX2__) && !defined(__AVX512F__)
-// By mask, the 32-bit halves of the lanes in it.
-struct PackOrder {
-  uint32_t halves[16][8] = {};
-  constexpr PackOrder() {
-    for (uint32_t mask = 0; mask < 16; ++mask) {
-      int n = 0;
-      for (uint32_t half = 0; half < 8; ++half) {
-        if (mask >> (half / 2) & 1) halves[mask][n++] = half;
-      }
-    }
-  }
-};
-constexpr PackOrder kPackOrder;
-#endif
-
-// Puts the lanes of v for which `where` is not 0 to p, one behind the other, and returns how many they are. A whole
-// vector may be written.
-inline int pack(uint64_t* p, u64v v, u64v where) {
-#if defined(__AVX512F__)
-  const __mmask8 mask = _mm512_test_epi64_mask((__m512i)where, (__m512i)where);
-  store(p, (u64v)_mm512_maskz_compress_epi64(mask, (__m512i)v));
-  return __builtin_popcount(mask);
-#elif defined(__AVX2__)
-  const int mask = 15 ^ _mm256_movemask_pd((__m256d)_mm256_cmpeq_epi64((__m256i)where, __m256i{}));
-  store(p, (u64v)_mm256_permutevar8x32_epi32((__m256i)v, load<__m256i>(kPackOrder.halves[mask])));
-  return __builtin_popcount((unsigned)mask);
-#else
-  int n = 0;
-  for (int lane = 0; lane < kLanes64; ++lane) {
-    p[n] = v[lane];
-    n += where[lane] != 0;
-  }
-  return n;
-#endif
-}
 
 // ---- select by mask bits: lane l of group j stays if bit j * lanes + l of w is set, else all its bits become 0
 

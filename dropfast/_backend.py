@@ -93,8 +93,6 @@ def _import_native() -> Native | None:
         if error.name != "dropfast._native":
             raise
         return None
-    if not hasattr(module, "thin"):  # until there are kernels
-        module.thin = _numpy.thin
     return module
 
 
@@ -173,7 +171,7 @@ def compress(
     name: str, wide: npt.NDArray[Any], out: npt.NDArray[Any] | None, kept: KeptAlong, factor: float | None
 ) -> npt.NDArray[Any]:
     """Return what is kept of an array that is known to fit; into a new array if `out` is None."""
-    shape = tuple(kept[axis].count if axis in kept else n for axis, n in enumerate(wide.shape))
+    shape = tuple(kept[axis].left if axis in kept else n for axis, n in enumerate(wide.shape))
     if out is None:
         out = _aligned(shape, wide.dtype, max(kept))
     else:

@@ -437,7 +437,7 @@ class Kept(NamedTuple):
     """What a mask keeps along the one axis that it varies along."""
 
     length: int  # of the axis
-    count: int  # how many are kept
+    left: int  # how many are kept
     bits: npt.NDArray[np.uint8]  # which: those of Mask.packed()
 
 

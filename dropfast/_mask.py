@@ -365,7 +365,7 @@ class Mask:
         """
         axis, kept = self._along()
         _checks.floats("y", y)
-        shape = (*self.shape[:axis], kept.count, *self.shape[axis + 1 :])
+        shape = (*self.shape[:axis], kept.left, *self.shape[axis + 1 :])
         if y.shape != shape:
             raise _checks.wrong_compact_shape(shape, y.shape)
         if type(scaled) is not bool:

@@ -115,7 +115,7 @@ def put(
     """
     kept = _kept(rows, cols)
     _checks.floats("g", g)
-    _checks.lengths("g", g.shape, {axis: (f"what {_NAMES[axis]} keeps", along.count) for axis, along in kept.items()})
+    _checks.lengths("g", g.shape, {axis: (f"what {_NAMES[axis]} keeps", along.left) for axis, along in kept.items()})
     return _backend.expand("g", g, out, kept, None)
 
 
@@ -171,7 +171,7 @@ def add(
     _checks.floats("w", w)
     _checks.lengths("w", w.shape, {axis: (_NAMES[axis], along.length) for axis, along in kept.items()})
     _checks.floats("g", g)
-    shape = tuple(kept[axis].count if axis in kept else n for axis, n in enumerate(w.shape))
+    shape = tuple(kept[axis].left if axis in kept else n for axis, n in enumerate(w.shape))
     if g.shape != shape:
         raise _checks.wrong_part(shape, g.shape)
     _checks.target("w", w, w.shape, "g", g)
