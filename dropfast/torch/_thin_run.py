@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
+import numpy as np
 from torch import Tensor, nn
 
-from dropfast import _checks
-from dropfast._mask import Mask
+from dropfast import _backend, _checks
+from dropfast._checks import Kept
 from dropfast.torch import _thin_products
 from dropfast.torch._eager import by_recipe, is_plain, plain_key
 from dropfast.torch._thin_plan import PRODUCTS, Kind, Link, kind_of, link
@@ -17,6 +19,22 @@ from dropfast.torch.functions import is_ours, probability
 from dropfast.torch.layers import OURS, Dropout, Dropout2d, shared_axes_of
 
 _LAYERS = frozenset((*OURS, *OURS.values()))
+
+
+def is_dropout(module: nn.Module) -> bool:
+    """Return whether a module is a dropout layer, PyTorch's or ours, and no subclass."""
+    return type(module) in _LAYERS
+
+
+def is_shared(layer: nn.Module) -> bool:
+    """Return whether a layer is one that may drop the same units for a whole batch."""
+    return type(layer) in (Dropout, Dropout2d) and bool(layer._shared_axes or layer._noise_shape)
+
+
+# ---- masks ---------------------------------------------------------------------------------------
+
+#: (index of the first element, key, draw).
+Name: TypeAlias = tuple[int, int, int]
 
 
 class Masks(Protocol):
@@ -28,11 +46,11 @@ class Masks(Protocol):
     def shared_axes(self, layer: nn.Module, shape: Sequence[int | None]) -> tuple[int, ...]:
         """Return which axes share their bits."""
 
-    def units(self, layer: nn.Module, n: int) -> Mask:
-        """Return the mask of so many units, each of which is dropped as a whole."""
+    def name(self, layer: nn.Module, size: int) -> Name:
+        """Return the name of the next mask, which has so many bits."""
 
     def dropped(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """Return `x` with a mask applied."""
+        """Return `x` with the next mask applied."""
 
 
 class LayersOwn:
@@ -50,9 +68,9 @@ class LayersOwn:
         """See `Masks`."""
         return shared_axes_of(layer, shape)
 
-    def units(self, layer: nn.Module, n: int) -> Mask:
+    def name(self, layer: nn.Module, size: int) -> Name:
         """See `Masks`."""
-        return Mask(n, probability(layer.p), key=plain_key(layer.generator))
+        return 0, plain_key(layer.generator), 0
 
     def dropped(self, layer: nn.Module, x: Tensor) -> Tensor:
         """See `Masks`."""
@@ -75,11 +93,10 @@ class Network:
         """See `Masks`."""
         return tuple(sorted({0, *shared_axes_of(layer, shape)}))
 
-    def units(self, layer: nn.Module, n: int) -> Mask:
+    def name(self, layer: nn.Module, size: int) -> Name:
         """See `Masks`."""
-        whole = Mask(self._met + n, probability(layer.p), key=self._key, draw=self._draw)
-        first, self._met = self._met, self._met + n
-        return whole.window(first, n)
+        first, self._met = self._met, self._met + size
+        return first, self._key, self._draw
 
     def dropped(self, layer: nn.Module, x: Tensor) -> Tensor:
         """See `Masks`."""
@@ -87,32 +104,48 @@ class Network:
             raise ValueError(f"sample takes dense tensors on the CPU, CUDA, MPS or XPU, got {x.layout}, on {x.device}")
         shape = tuple(x.shape)
         strides, axes = _checks.sharing(shape, self.shared_axes(layer, shape), None)
-        met, size = self._met, 1
-        for axis, n in enumerate(shape):
-            size *= 1 if axis in axes else n
-        self._met += size
-        return by_recipe(x, (shape, strides, met, self._key, self._draw, _checks.threshold(probability(layer.p))))
+        name = self.name(layer, math.prod(1 if axis in axes else n for axis, n in enumerate(shape)))
+        return by_recipe(x, (shape, strides, *name, _checks.threshold(probability(layer.p))))
 
 
-def is_dropout(module: nn.Module) -> bool:
-    """Return whether a module is a dropout layer, PyTorch's or ours, and no subclass."""
-    return type(module) in _LAYERS
+# ---- what is worth it ----------------------------------------------------------------------------
+
+_ROWS = 1
+_PRODUCTS = 1
 
 
-def is_shared(layer: nn.Module) -> bool:
-    """Return whether a layer is one that may drop the same units for a whole batch."""
-    return type(layer) in (Dropout, Dropout2d) and bool(layer._shared_axes or layer._noise_shape)
+def _is_worth_it(rows: float, weights: int) -> bool:
+    """Return whether to leave out so many rows of products with so many weights."""
+    return rows >= _ROWS and rows * weights >= _PRODUCTS
 
 
-def is_dropping(chain: nn.Module, chains: tuple[type, ...]) -> bool:
-    """Return whether there is a layer with units to leave out: what `LayersOwn` and `link` would find, but sooner."""
+def _rows(x: Tensor, axis: int) -> int:
+    """Return with how many vectors of units weights are multiplied."""
+    return x.numel() // max(x.shape[axis], 1)
+
+
+def may_be_worth_it(chain: nn.Module, chains: tuple[type, ...], x: Tensor) -> bool:
+    """Return whether `run` may have something to leave out, which takes longer to know for sure."""
+    p, weights = _most(chain, chains)
+    return p > 0 and x.ndim > 1 and _is_worth_it(p * _rows(x, 1 if x.ndim == 4 else -1), 2 * weights)
+
+
+def _most(chain: nn.Module, chains: tuple[type, ...]) -> tuple[float, int]:
+    """Return the highest rate of masks that are shared, and the number of weights of the largest product."""
+    p, weights = 0.0, 0
     for module in chain._modules.values():
-        if type(module) in chains:
-            if is_dropping(module, chains):
-                return True
-        elif type(module) in _LAYERS and module.training and module.p != 0 and is_shared(module):
-            return True
-    return False
+        kind = type(module)
+        if kind is nn.Linear:
+            weights = max(weights, module.in_features * module.out_features)
+        elif kind is nn.Conv2d:
+            weights = max(weights, module.in_channels * module.out_channels * math.prod(module.kernel_size))
+        elif kind in _LAYERS:
+            if module.training and is_shared(module):
+                p = max(p, module.p)
+        elif kind in chains:
+            its_p, its_weights = _most(module, chains)
+            p, weights = max(p, its_p), max(weights, its_weights)
+    return p, weights
 
 
 # ---- a pass --------------------------------------------------------------------------------------
@@ -121,24 +154,22 @@ def is_dropping(chain: nn.Module, chains: tuple[type, ...]) -> bool:
 class _Units(NamedTuple):
     """What a dropout keeps of the units on an axis: 1, or the last."""
 
-    mask: Mask
+    kept: Kept
     axis: int
-    none: bool  # whether it keeps none, where convolutions and pooling refuse to have nothing to do
+    scale: float
 
     def take(self, x: Tensor) -> Tensor:
         """Return what is kept of `x`, not scaled."""
         if self.axis == 1:
-            return take(x, None, self.mask)
-        compact = take(rows_of(x), None, self.mask)
-        return compact.reshape(*x.shape[:-1], compact.shape[-1])
+            return take(x, None, self.kept)
+        return take(rows_of(x), None, self.kept).reshape(*x.shape[:-1], self.kept.left)
 
     def put(self, x: Tensor) -> Tensor:
         """Return all units, of which `x` has those that are kept."""
-        (n,) = self.mask.shape
         if self.axis == 1:
-            return put(x, None, self.mask, (x.shape[0], n, *x.shape[2:]))
-        rows = rows_of(x)
-        return put(rows, None, self.mask, (rows.shape[0], n)).reshape(*x.shape[:-1], n)
+            return put(x, (x.shape[0], self.kept.length, *x.shape[2:]), None, self.kept)
+        rows = put(rows_of(x), (math.prod(x.shape[:-1]), self.kept.length), None, self.kept)
+        return rows.reshape(*x.shape[:-1], self.kept.length)
 
 
 def run(modules: Sequence[nn.Module], x: Tensor, masks: Masks) -> Tensor:
@@ -162,9 +193,10 @@ def run(modules: Sequence[nn.Module], x: Tensor, masks: Masks) -> Tensor:
             if coming is None:
                 x = masks.dropped(module, x)
                 continue
-            x = (coming.take(x) if its.producer is None or coming.none else x) * coming.mask.scale
+            none = not coming.kept.left
+            x = (coming.take(x) if its.producer is None or none else x) * coming.scale
             has = coming
-            if its.consumer is None or coming.none:
+            if its.consumer is None or none:
                 x, has = coming.put(x), None
     return x
 
@@ -175,41 +207,42 @@ def _units(
     """Return what a dropout keeps, if what it drops can be left out from here on, and that is worth it."""
     layer, its = modules[drop], links[drop]
     products = [modules[index] for index in (producer, its.consumer) if index is not None]
-    if not products or not is_plain(x):
+    if not products or x.ndim < 2 or not is_plain(x):
         return None
     channels = x.ndim == 4 if its.channels is None else its.channels
     axis = 1 if channels or x.ndim == 2 else x.ndim - 1
-    if x.ndim < 2 or (channels and x.ndim != 4) or (x.ndim != 2 and its.flattened and not channels):
-        return None
-    n = x.shape[axis] if producer is None else products[0].weight.shape[0]
-    if not _is_worth_it(layer.p, x.numel() // max(x.shape[axis], 1), [product.weight.numel() for product in products]):
+    if (channels and x.ndim != 4) or (its.flattened and not channels and x.ndim != 2):
         return None
     if (type(layer) is Dropout2d and not channels) or (producer is None and layer.inplace):
+        return None
+    p = probability(layer.p)
+    if not _is_worth_it(p * _rows(x, axis), sum(product.weight.numel() for product in products)):
         return None
     for product in products:
         for tensor in (product.weight, product.bias):
             if tensor is not None and (tensor.dtype is not x.dtype or not is_plain(tensor)):
                 return None
-    shape = [*x.shape[:axis], n, *((None,) * (x.ndim - axis - 1))]
+    n = x.shape[axis] if producer is None else products[0].weight.shape[0]
+    shape = (*x.shape[:axis], n, *((None,) * (x.ndim - axis - 1)))
     if masks.shared_axes(layer, shape) != tuple(other for other in range(x.ndim) if other != axis):
         return None
-    mask = masks.units(layer, n)
-    return _Units(mask, axis, not mask._along()[1].count)
-
-
-def _is_worth_it(p: float, rows: int, weights: list[int]) -> bool:
-    return True
+    bits, threshold = np.empty((n + 7) // 8, np.uint8), _checks.threshold(p)
+    if n:
+        _backend.active.packed(bits, ((n,), (1,), *masks.name(layer, n), threshold))
+    return _Units(Kept(n, int(np.bitwise_count(bits).sum()), bits), axis, _checks.scale(threshold))
 
 
 def _product(module: nn.Module, kind: Kind, x: Tensor, has: _Units | None, coming: _Units | None) -> Tensor:
     """Return the product of the units that there are and those that are wanted."""
-    in_mask = has and has.mask
-    out_mask = None if coming is None or coming.none else coming.mask
-    if in_mask is None and out_mask is None:
+    ins = has and has.kept
+    outs = coming and coming.kept
+    if outs is not None and not outs.left:  # convolutions, and pooling, refuse to have nothing to do
+        outs = None
+    if ins is None and outs is None:
         return module(x)  # type: ignore[no-any-return]
     weight, bias = module.weight, module.bias
     if kind is Kind.CONV:
-        return _thin_products.conv2d(x, weight, bias, in_mask, out_mask, module.stride, module.padding, module.dilation)
-    if in_mask is not None and in_mask.shape[0] != weight.shape[1]:  # channels that have been flattened
-        weight = weight.unflatten(1, (in_mask.shape[0], -1))
-    return _thin_products.linear(x, weight, bias, in_mask, out_mask)
+        return _thin_products.conv2d(x, weight, bias, ins, outs, module.stride, module.padding, module.dilation)
+    if ins is not None and ins.length != weight.shape[1]:  # channels that have been flattened
+        weight = weight.unflatten(1, (ins.length, -1))
+    return _thin_products.linear(x, weight, bias, ins, outs)

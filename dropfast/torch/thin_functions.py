@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dropfast._checks import Kept
 from dropfast._mask import Mask
 from dropfast.torch import _thin_products
 from dropfast.torch._eager import is_plain
@@ -66,11 +67,11 @@ def linear(
     >>> torch.allclose(y, last(dropfast.torch.apply(mask, first(torch.ones(4, 6)).relu())), atol=1e-6)
     True
     """
-    units = _check(x, weight, bias, in_mask, out_mask, 2)
-    width = units * math.prod(weight.shape[2:])
+    ins, outs = _check(x, weight, bias, in_mask, out_mask)
+    width = math.prod((weight.shape[1] if ins is None else ins.left, *weight.shape[2:]))
     if x.ndim == 0 or x.shape[-1] != width:
         raise ValueError(f"x must have {width} units on its last axis, got the shape {tuple(x.shape)}")
-    return _thin_products.linear(x, weight, bias, in_mask, out_mask)
+    return _thin_products.linear(x, weight, bias, ins, outs)
 
 
 def conv2d(
@@ -122,22 +123,23 @@ def conv2d(
     >>> dropfast.torch.conv2d(torch.ones(2, 3, 5, 5), torch.ones(8, 3, 3, 3), out_mask=mask, padding=1).shape
     torch.Size([2, 4, 5, 5])
     """
-    units = _check(x, weight, bias, in_mask, out_mask, 4)
-    if x.ndim != 4 or weight.ndim != 4 or x.shape[1] != units:
+    ins, outs = _check(x, weight, bias, in_mask, out_mask)
+    channels = weight.shape[1] if ins is None else ins.left
+    if x.ndim != 4 or weight.ndim != 4 or x.shape[1] != channels:
         raise ValueError(
-            f"x must have four axes with {units} channels on axis 1, and weight four axes, "
+            f"x must have four axes with {channels} channels on axis 1, and weight four axes, "
             f"got the shapes {tuple(x.shape)} and {tuple(weight.shape)}"
         )
-    return _thin_products.conv2d(x, weight, bias, in_mask, out_mask, stride, padding, dilation)
+    return _thin_products.conv2d(x, weight, bias, ins, outs, stride, padding, dilation)
 
 
 # ---- what is legal -------------------------------------------------------------------------------
 
 
 def _check(
-    x: Tensor, weight: Tensor, bias: Tensor | None, in_mask: Mask | None, out_mask: Mask | None, axes: int
-) -> int:
-    """Refuse what cannot be computed, and return how many in units are kept."""
+    x: Tensor, weight: Tensor, bias: Tensor | None, in_mask: Mask | None, out_mask: Mask | None
+) -> tuple[Kept | None, Kept | None]:
+    """Refuse what cannot be computed, and return what is kept of the in units and of the out units."""
     if torch.compiler.is_compiling():
         raise RuntimeError("thinned products cannot be compiled or exported, for their sizes are those of masks")
     for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
@@ -151,22 +153,22 @@ def _check(
                 "torch.float64, the same for all, neither traced nor transformed nor under autocast, "
                 f"got a {type(tensor).__name__} of {tensor.dtype}, {tensor.layout}, on {tensor.device}"
             )
-    if weight.ndim < axes:
-        raise ValueError(f"weight must have at least {axes} axes, got the shape {tuple(weight.shape)}")
+    if weight.ndim < 2:
+        raise ValueError(f"weight must have at least two axes, got the shape {tuple(weight.shape)}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must have the shape {tuple(weight.shape[:1])}, got {tuple(bias.shape)}")
-    _kept("out_mask", out_mask, weight, 0)
-    return _kept("in_mask", in_mask, weight, 1)
+    return _kept("in_mask", in_mask, weight, 1), _kept("out_mask", out_mask, weight, 0)
 
 
-def _kept(name: str, mask: Mask | None, weight: Tensor, axis: int) -> int:
-    """Return how many units of an axis of the weight are kept."""
-    units = weight.shape[axis]
+def _kept(name: str, mask: Mask | None, weight: Tensor, axis: int) -> Kept | None:
+    """Return what is kept on an axis of the weight, None if that is all."""
     if mask is None:
-        return units
+        return None
     if not isinstance(mask, Mask):
         raise TypeError(f"{name} must be a dropfast.Mask or None, got {type(mask).__name__}")
     kept = mask._along()[1]
-    if kept.length != units:
-        raise ValueError(f"{name} must be of {units} units, for axis {axis} of weight, got one of {kept.length}")
-    return kept.count
+    if kept.length != weight.shape[axis]:
+        raise ValueError(
+            f"{name} must be of {weight.shape[axis]} units, for axis {axis} of weight, got one of {kept.length}"
+        )
+    return kept

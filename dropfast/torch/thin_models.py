@@ -13,7 +13,7 @@ from dropfast import _checks
 from dropfast.torch import _private
 from dropfast.torch._eager import is_plain, plain_key
 from dropfast.torch._thin_plan import Kind, kind_of, leaves, link
-from dropfast.torch._thin_run import LayersOwn, Network, is_dropout, is_dropping, is_shared, run
+from dropfast.torch._thin_run import LayersOwn, Network, is_dropout, is_shared, may_be_worth_it, run
 from dropfast.torch.layers import OURS, own_dropout
 
 _log = logging.getLogger("dropfast.torch")
@@ -27,8 +27,8 @@ class ThinSequential(nn.Sequential):
         """Return what `torch.nn.Sequential` does, but for the order of sums."""
         if (
             not torch.compiler.is_compiling()  # sizes of masks are not for compilers
-            and is_dropping(self, _CHAINS)
             and isinstance(input, Tensor)
+            and may_be_worth_it(self, _CHAINS, input)
             and is_plain(input)
             and not _private.is_forward_ad_on()
             and not _private.has_any_global_hook()
