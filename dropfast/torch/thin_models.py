@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from dropfast import _checks
 from dropfast.torch import _private
 from dropfast.torch._eager import is_plain, plain_key
+from dropfast.torch._thin_masks import LayersOwn, Network, is_dropout, is_shared
 from dropfast.torch._thin_plan import Kind, kind_of, leaves, link
-from dropfast.torch._thin_run import LayersOwn, Network, is_dropout, is_shared, may_be_worth_it, run
+from dropfast.torch._thin_run import may_be_worth_it, run
 from dropfast.torch.layers import OURS, own_dropout
 
 _log = logging.getLogger("dropfast.torch")
