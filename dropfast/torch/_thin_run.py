@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from dropfast import _backend, _checks
 from dropfast._checks import Kept
-from dropfast.torch import _thin_products
+from dropfast.torch import _private, _thin_products
 from dropfast.torch._eager import is_plain
 from dropfast.torch._thin_masks import Masks, is_dropout, is_shared
 from dropfast.torch._thin_plan import PRODUCTS, Kind, Link, kind_of, link
@@ -25,13 +26,24 @@ from dropfast.torch.layers import Dropout2d
 #: the next were measured on Zen 4, by the step and by the forward pass, at rates of 0.2 and 0.5.
 _COPY = 16
 #: So many products take as long as all else that is done for a dropout. oneDNN compiles its code for each new size.
-_LEAST = {Kind.LINEAR: 16e6, Kind.CONV: 180e6}
+_LEAST, _LEAST_OF_CONVOLUTIONS = 16e6, 180e6
 _FEWEST_ROWS = 4
 
 
 def _gain(weights: int, rows: int, kept: float) -> float:
     """Return how many products are saved, less what is lost, where this part of the weights is kept."""
     return weights * (rows * (1 - kept) - _COPY * kept)
+
+
+def is_open(x: Tensor) -> bool:
+    """Return whether nobody but autograd looks on: for all others there is what the plain model does."""
+    return (
+        not torch.compiler.is_compiling()
+        and is_plain(x)
+        and not torch.is_autocast_enabled("cpu")
+        and not _private.is_forward_ad_on()
+        and not _private.has_any_global_hook()
+    )
 
 
 def _rows(x: Tensor, axis: int) -> int:
@@ -45,7 +57,7 @@ def may_be_worth_it(chain: nn.Module, chains: tuple[type, ...], x: Tensor) -> bo
     if rows < _FEWEST_ROWS:
         return False
     p, weights = _most(chain, chains)
-    return p > 0 and 2 * _gain(weights, rows, (1 - p) ** 2) >= _LEAST[Kind.LINEAR]
+    return p > 0 and 2 * _gain(weights, rows, (1 - p) ** 2) >= _LEAST
 
 
 def _most(chain: nn.Module, chains: tuple[type, ...]) -> tuple[float, int]:
@@ -130,7 +142,7 @@ class _Pass:
         """Return what a dropout keeps, if what it drops can be left out from here on, and that is worth it."""
         layer, its = self._modules[drop], self._links[drop]
         products = [index for index in (producer, its.consumer) if index is not None]
-        if not products or x.ndim < 2 or not is_plain(x):
+        if not products or x.ndim < 2 or not is_open(x):
             return None
         channels = x.ndim == 4 if its.channels is None else its.channels
         axis = 1 if channels or x.ndim == 2 else x.ndim - 1
@@ -154,12 +166,13 @@ class _Pass:
         return _Units(Kept(n, int(np.bitwise_count(bits).sum()), bits), axis, _checks.scale(threshold))
 
     def _is_worth_it(self, products: Sequence[int], its: Link, x: Tensor, axis: int) -> bool:
-        gain, least = 0.0, 0.0
+        gain, least = 0.0, _LEAST
         for product in products:
             kept = (1 - self._rate(self._before.get(product))) * (1 - self._rate(self._behind.get(product)))
             rows = x.shape[0] if its.flattened and product == its.consumer else _rows(x, axis)
             gain += _gain(self._modules[product].weight.numel(), rows, kept)
-            least = max(least, _LEAST[self._kinds[product]])
+            if self._kinds[product] is Kind.CONV:
+                least = _LEAST_OF_CONVOLUTIONS
         return gain >= least
 
     def _rate(self, drop: int | None) -> float:

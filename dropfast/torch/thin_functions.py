@@ -147,7 +147,7 @@ def _check(
             continue
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-        if not is_plain(tensor) or tensor.dtype != x.dtype:
+        if not is_plain(tensor) or tensor.dtype != x.dtype or torch.is_autocast_enabled("cpu"):
             raise TypeError(
                 f"{name} must be a dense tensor of the CPU, of one of torch.float16, torch.bfloat16, torch.float32 and "
                 "torch.float64, the same for all, neither traced nor transformed nor under autocast, "

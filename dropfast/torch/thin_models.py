@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from dropfast import _checks
 from dropfast.torch import _private
-from dropfast.torch._eager import is_plain, plain_key
+from dropfast.torch._eager import plain_key
 from dropfast.torch._thin_masks import LayersOwn, Network, is_dropout, is_shared
 from dropfast.torch._thin_plan import Kind, kind_of, leaves, link
-from dropfast.torch._thin_run import may_be_worth_it, run
+from dropfast.torch._thin_run import is_open, may_be_worth_it, run
 from dropfast.torch.layers import OURS, own_dropout
 
 _log = logging.getLogger("dropfast.torch")
@@ -27,12 +27,10 @@ class ThinSequential(nn.Sequential):
     def forward(self, input: Tensor) -> Tensor:
         """Return what `torch.nn.Sequential` does, but for the order of sums."""
         if (
-            not torch.compiler.is_compiling()  # sizes of masks are not for compilers
+            not torch.compiler.is_compiling()
             and isinstance(input, Tensor)
             and may_be_worth_it(self, _CHAINS, input)
-            and is_plain(input)
-            and not _private.is_forward_ad_on()
-            and not _private.has_any_global_hook()
+            and is_open(input)
         ):
             return run([module for _, module in leaves(self, _CHAINS)], input, _layers_own)
         return super().forward(input)  # type: ignore[no-any-return]
