@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dropfast import _checks
 from dropfast.torch._eager import by_recipe, plain_key
+from dropfast.torch._operators import strides_of
 from dropfast.torch._thin_plan import Kind
 from dropfast.torch.functions import is_ours, probability
 from dropfast.torch.layers import OURS, Dropout, Dropout2d, shared_axes_of
@@ -97,6 +98,6 @@ class Network:
         if not is_ours(x):
             raise ValueError(f"sample takes dense tensors on the CPU, CUDA, MPS or XPU, got {x.layout}, on {x.device}")
         shape = tuple(x.shape)
-        strides, axes = _checks.sharing(shape, self.shared_axes(layer, shape), None)
-        name = self.name(layer, math.prod(1 if axis in axes else n for axis, n in enumerate(shape)))
-        return by_recipe(x, (shape, strides, *name, _checks.threshold(probability(layer.p))))
+        axes = self.shared_axes(layer, shape)
+        name = self.name(layer, math.prod(n for axis, n in enumerate(shape) if axis not in axes))
+        return by_recipe(x, (shape, strides_of(shape, axes), *name, _checks.threshold(probability(layer.p))))

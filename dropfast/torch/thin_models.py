@@ -26,12 +26,7 @@ class ThinSequential(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return what `torch.nn.Sequential` does, but for the order of sums."""
-        if (
-            not torch.compiler.is_compiling()
-            and isinstance(input, Tensor)
-            and may_be_worth_it(self, _CHAINS, input)
-            and is_open(input)
-        ):
+        if isinstance(input, Tensor) and is_open(input) and may_be_worth_it(self, _CHAINS, input):
             return run([module for _, module in leaves(self, _CHAINS)], input, _layers_own)
         return super().forward(input)  # type: ignore[no-any-return]
 
