@@ -48,17 +48,19 @@ typedef ThinHalf<HalfOfBFloat16> ThinBFloat16;
 typedef ThinWhole<float, uint32_t, f32v, u32v> ThinFloat32;
 typedef ThinWhole<double, uint64_t, f64v, u64v> ThinFloat64;
 
-// A group is as many elements as a word has bits. Vectors that are loaded before the first of them is stored: of few
-// enough elements for their bits to be handled as an int, and no more than fit into registers.
+// A group is as many elements as a word has bits. Of them so many vectors are loaded before the first is stored: all,
+// or two where each needs an address in a table as well, and registers are few (1024x1024 float32, AVX2, Zen 4:
+// compress 0.10 ms and expand 0.13 with two, 0.15 and 0.19 with eight).
 constexpr int kWordBits = 64;
+constexpr int kMostAtOnce = kBytes == 32 ? 2 : 8;
 template <class D>
-constexpr int kVectorsAtOnce = kWordBits / kLanes<D> < 8 ? kWordBits / kLanes<D> : 8;
+constexpr int kVectorsAtOnce = kWordBits / kLanes<D> < kMostAtOnce ? kWordBits / kLanes<D> : kMostAtOnce;
 template <class D>
 constexpr int kElementsAtOnce = kVectorsAtOnce<D> * kLanes<D>;
 
 template <class D>
-inline unsigned lane_bits(uint64_t w, int vector) {
-  return (unsigned)(w >> (vector * kLanes<D>)) & ((1u << kLanes<D>)-1);
+inline uint64_t lane_bits(uint64_t w, int vector) {
+  return w >> (vector * kLanes<D>)&((1 << kLanes<D>)-1);
 }
 
 // Puts the elements whose bits are set to out, side by side. A whole vector is written beyond each vector's last one.
@@ -76,9 +78,9 @@ inline __attribute__((always_inline)) void compress_group(const char* x, char* o
 #if defined(DROPFAST_LANES_MOVE)
 #pragma GCC unroll 8
     for (int v = 0; v < kVectorsAtOnce<D>; ++v) {
-      const unsigned bits = lane_bits<D>(w, v);
+      const uint64_t bits = lane_bits<D>(w, v);
       store(out, D::vector(compress_lanes(D::lanes(y[v]), bits)));
-      out += __builtin_popcount(bits) * kSize<D>;
+      out += (int64_t)__builtin_popcountll(bits) * kSize<D>;
     }
 #else
     const char* from = (const char*)y;
@@ -101,9 +103,9 @@ inline __attribute__((always_inline)) void expand_group(const char* y, char* out
 #if defined(DROPFAST_LANES_MOVE)
 #pragma GCC unroll 8
     for (int v = 0; v < kVectorsAtOnce<D>; ++v) {
-      const unsigned bits = lane_bits<D>(w, v);
+      const uint64_t bits = lane_bits<D>(w, v);
       expanded[v] = D::vector(expand_lanes(D::lanes(load<typename D::Vector>(y)), bits));
-      y += __builtin_popcount(bits) * kSize<D>;
+      y += (int64_t)__builtin_popcountll(bits) * kSize<D>;
     }
 #else
     char* to = (char*)expanded;
@@ -183,24 +185,24 @@ inline __attribute__((always_inline)) void expand_run(const char* y, char* out, 
 template <class D>
 void compress(const void* x, void* out, int64_t n, const uint64_t* keep, int64_t left, const double* factor) {
   if (!factor) return compress_run<D, false>((const char*)x, (char*)out, n, keep, left, 0);
-  compress_run<D, true>((const char*)x, (char*)out, n, keep, left, (typename D::Scale)*factor);
+  compress_run<D, true>((const char*)x, (char*)out, n, keep, left, (typename D::Scale) * factor);
 }
 
 template <class D>
 void expand(const void* y, void* out, int64_t n, const uint64_t* keep, int64_t left, const double* factor) {
   typedef typename D::Vector V;
-  const auto as_it_is = [](const char*, unsigned, V y) { return y; };
+  const auto as_it_is = [](const char*, uint64_t, V y) { return y; };
   if (!factor) return expand_run<D>((const char*)y, (char*)out, n, keep, left, as_it_is);
-  const auto scale = (typename D::Scale)*factor;
-  const auto scaled = [=](const char*, unsigned, V y) { return D::scaled(y, scale); };
+  const auto scale = (typename D::Scale) * factor;
+  const auto scaled = [=](const char*, uint64_t, V y) { return D::scaled(y, scale); };
   expand_run<D>((const char*)y, (char*)out, n, keep, left, scaled);
 }
 
 template <class D>
 void add(const void* g, void* w, int64_t n, const uint64_t* keep, int64_t left, const double* factor) {
   typedef typename D::Vector V;
-  const auto alpha = (typename D::Scale)*factor;
-  const auto sum = [=](const char* p, unsigned bits, V g) {
+  const auto alpha = (typename D::Scale) * factor;
+  const auto sum = [=](const char* p, uint64_t bits, V g) {
     const V old = load<V>(p);
     return D::vector(choose_lanes(bits, D::lanes(D::sum(old, D::scaled(g, alpha))), D::lanes(old)));
   };

@@ -9,8 +9,7 @@
 namespace dropfast {
 
 // Copies n items of 1, 2, 4 or 8 bytes. Strides are in bytes.
-inline void copy_items(char* to, int64_t to_stride, const char* from, int64_t from_stride, int64_t n,
-                       int64_t item) {
+inline void copy_items(char* to, int64_t to_stride, const char* from, int64_t from_stride, int64_t n, int64_t item) {
   const auto copy = [=](auto size) {  // known to the compiler, or each item would be a call of memcpy
     const auto by = [=](int64_t to_stride, int64_t from_stride) __attribute__((always_inline)) {
       for (int64_t i = 0; i < n; ++i) memcpy(to + i * to_stride, from + i * from_stride, size);

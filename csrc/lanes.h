@@ -22,30 +22,26 @@ inline int count_bits(uint64_t w) {
 // expand_lanes    the first lanes, in order, where the bits are set; the others are 0
 #if defined(__AVX512F__)
 #define DROPFAST_LANES_MOVE
-inline u32v compress_lanes(u32v v, unsigned bits) {
+inline u32v compress_lanes(u32v v, uint64_t bits) {
   return (u32v)_mm512_maskz_compress_epi32((__mmask16)bits, (__m512i)v);
 }
-inline u64v compress_lanes(u64v v, unsigned bits) {
+inline u64v compress_lanes(u64v v, uint64_t bits) {
   return (u64v)_mm512_maskz_compress_epi64((__mmask8)bits, (__m512i)v);
 }
-inline u32v expand_lanes(u32v v, unsigned bits) {
-  return (u32v)_mm512_maskz_expand_epi32((__mmask16)bits, (__m512i)v);
-}
-inline u64v expand_lanes(u64v v, unsigned bits) {
-  return (u64v)_mm512_maskz_expand_epi64((__mmask8)bits, (__m512i)v);
-}
+inline u32v expand_lanes(u32v v, uint64_t bits) { return (u32v)_mm512_maskz_expand_epi32((__mmask16)bits, (__m512i)v); }
+inline u64v expand_lanes(u64v v, uint64_t bits) { return (u64v)_mm512_maskz_expand_epi64((__mmask8)bits, (__m512i)v); }
 #elif defined(__AVX2__)
 #define DROPFAST_LANES_MOVE
 // By the bits, from which 32-bit lane each one comes.
+constexpr uint32_t kNone = 0x80000000;
 struct LaneOrders {
   uint32_t compress[256][8] = {}, expand[256][8] = {};
   constexpr LaneOrders() {
     for (uint32_t bits = 0; bits < 256; ++bits) {
       uint32_t n = 0;
       for (uint32_t lane = 0; lane < 8; ++lane) {
-        if ((bits >> lane & 1) == 0) continue;
-        compress[bits][n] = lane;
-        expand[bits][lane] = n++;
+        expand[bits][lane] = bits >> lane & 1 ? n : kNone;
+        if (bits >> lane & 1) compress[bits][n++] = lane;
       }
     }
   }
@@ -56,24 +52,22 @@ alignas(32) constexpr LaneOrders kOrders;
 constexpr uint8_t kHalves[16] = {0x00, 0x03, 0x0c, 0x0f, 0x30, 0x33, 0x3c, 0x3f,
                                  0xc0, 0xc3, 0xcc, 0xcf, 0xf0, 0xf3, 0xfc, 0xff};
 
-inline __m256i in_order(__m256i v, const uint32_t* order) {
-  return _mm256_permutevar8x32_epi32(v, load<__m256i>(order));
+inline __m256i compressed(__m256i v, uint64_t bits) {
+  return _mm256_permutevar8x32_epi32(v, load<__m256i>(kOrders.compress[bits]));
 }
-inline u32v compress_lanes(u32v v, unsigned bits) { return (u32v)in_order((__m256i)v, kOrders.compress[bits]); }
-inline u64v compress_lanes(u64v v, unsigned bits) {
-  return (u64v)in_order((__m256i)v, kOrders.compress[kHalves[bits]]);
+inline u32v compress_lanes(u32v v, uint64_t bits) { return (u32v)compressed((__m256i)v, bits); }
+inline u64v compress_lanes(u64v v, uint64_t bits) { return (u64v)compressed((__m256i)v, kHalves[bits]); }
+inline __m256i expanded(__m256i v, uint64_t bits) {
+  const __m256i order = load<__m256i>(kOrders.expand[bits]);
+  return _mm256_andnot_si256(_mm256_srai_epi32(order, 31), _mm256_permutevar8x32_epi32(v, order));
 }
-inline u32v expand_lanes(u32v v, unsigned bits) {
-  return (u32v)keep_lanes((f32v)in_order((__m256i)v, kOrders.expand[bits]), bits, 0);
-}
-inline u64v expand_lanes(u64v v, unsigned bits) {
-  return (u64v)keep_lanes((f64v)in_order((__m256i)v, kOrders.expand[kHalves[bits]]), bits, 0);
-}
+inline u32v expand_lanes(u32v v, uint64_t bits) { return (u32v)expanded((__m256i)v, bits); }
+inline u64v expand_lanes(u64v v, uint64_t bits) { return (u64v)expanded((__m256i)v, kHalves[bits]); }
 #endif
 
 // Those of a where the bits are set, of b elsewhere.
-inline u32v choose_lanes(unsigned bits, u32v a, u32v b) { return b ^ (u32v)keep_lanes((f32v)(a ^ b), bits, 0); }
-inline u64v choose_lanes(unsigned bits, u64v a, u64v b) { return b ^ (u64v)keep_lanes((f64v)(a ^ b), bits, 0); }
+inline u32v choose_lanes(uint64_t bits, u32v a, u32v b) { return b ^ (u32v)keep_lanes((f32v)(a ^ b), bits, 0); }
+inline u64v choose_lanes(uint64_t bits, u64v a, u64v b) { return b ^ (u64v)keep_lanes((f64v)(a ^ b), bits, 0); }
 
 inline u64v lane_numbers() {
   u64v v{};

@@ -19,7 +19,7 @@ constexpr int64_t kElementsPerThread = 1 << 17;  // as for masks: below, a team 
 constexpr int64_t kShortRun = 64;                // shorter ones become longer: their bits are written out
 constexpr int64_t kItems = 512, kFarItems = 64;  // that are brought together at a time
 
-constexpr int64_t kMostBits = 1 << 22;           // that are written out
+constexpr int64_t kMostBits = 1 << 22;  // that are written out
 
 // The bits of an axis that has none, for so many positions: all are kept.
 struct AllKept {
@@ -143,7 +143,8 @@ class Mover {
   }
 
   void call(char* wide, char* compact, int64_t n, const uint64_t* bits, int64_t left) const {
-    move_ == kCompress ? kernel_(wide, compact, n, bits, left, factor_) : kernel_(compact, wide, n, bits, left, factor_);
+    move_ == kCompress ? kernel_(wide, compact, n, bits, left, factor_)
+                       : kernel_(compact, wide, n, bits, left, factor_);
   }
 
   // Elements that lie apart in one of the arrays, through buffers.
@@ -204,7 +205,8 @@ class Arrangement {
     std::stable_sort(begin, end, [](const Along& a, const Along& b) { return std::abs(a.wide) > std::abs(b.wide); });
     Along* inner = std::find_if(begin, end, [=](const Along& a) { return a.wide == size && a.compact == size; });
     if (inner == end) {
-      inner = std::find_if(begin, end, [=](const Along& a) { return (move == kCompress ? a.compact : a.wide) == size; });
+      inner =
+          std::find_if(begin, end, [=](const Along& a) { return (move == kCompress ? a.compact : a.wide) == size; });
     }
     if (inner != end) std::rotate(inner, inner + 1, end);
     for (int d = pair_.n - 2; d >= 0; --d) join(d);
@@ -270,7 +272,7 @@ void in_slabs(const Mover& mover, Pair pair, void (*poll)()) {
     if (poll) poll();
     return;
   }
-  const int d = axis_to_cut(pair, INT64_MAX);
+  const int d = axis_to_cut(pair, 2 * size / kSlabElements);
   const int64_t a_unit = size / pair.axes[d].length * pair.unit(d);
   while (pair.axes[d].length > 0) {
     in_slabs(mover, pair.cut(d, std::max<int64_t>(1, kSlabElements / a_unit) * pair.unit(d)), poll);

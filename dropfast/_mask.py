@@ -376,7 +376,7 @@ class Mask:
         """Return the one axis that the mask varies along, and what it keeps there."""
         axis = _checks.one_axis(self.noise_shape, self._shared_axes)
         bits = self.packed()
-        return axis, _checks.Kept(self.shape[axis], int(np.bitwise_count(bits).sum()), bits)
+        return axis, _checks.Kept(self.shape[axis], int.from_bytes(bits).bit_count(), bits)
 
     def window(
         self, start: SupportsIndex | Iterable[SupportsIndex], shape: SupportsIndex | Iterable[SupportsIndex]

@@ -196,14 +196,15 @@ def thin(
         for axis, (length, _, bits) in kept.items()
     }
     with _floats.default_mode(), np.errstate(all="ignore"):
-        if move == "expand":
-            wide.view(f"u{wide.itemsize}")[...] = 0
-        shape = compact.shape
-        for place, _ in _pieces((0,) * len(shape), 0, tuple(slice(0, n) for n in shape)):
-            there: list[Any] = [indices[axis][along] if axis in kept else along for axis, along in enumerate(place)]
-            if len(kept) == 2:  # rows and columns
+        for place, _ in _pieces((0,) * wide.ndim, 0, tuple(slice(0, n) for n in wide.shape)):
+            there: list[Any] = [slice(None)] * wide.ndim  # in the piece
+            part = list(place)  # in the compact array
+            for axis, index in indices.items():
+                begin, end = np.searchsorted(index, (place[axis].start, place[axis].stop))
+                there[axis], part[axis] = index[begin:end] - place[axis].start, slice(begin, end)
+            if len(indices) == 2:  # rows and columns
                 there[0] = there[0][:, None]
-            _thin_piece(move, wide, tuple(there), compact[place], factor)
+            _thin_piece(move, wide[place], tuple(there), compact[tuple(part)], factor)
 
 
 def _thin_piece(
@@ -218,6 +219,7 @@ def _thin_piece(
     if move == "compress":
         compact[...] = source
     elif move == "expand":
+        wide[...] = 0
         wide[there] = source
     elif _checks.is_bfloat16(wide.dtype):
         total = np.empty(source.shape, source.dtype)

@@ -81,6 +81,10 @@ FAULTS = {
     "a row of few misplaced": Fault("piece.h", "shift & 0xff] << r", "shift & 0xff] << (r ^ 1)"),
     "a row gathered from its start": Fault("piece.h", "x + place * inner.x", "x"),
     "a row of memory too early": Fault("piece.h", "x += rows.n * next_.x", "x += (rows.n - 1) * next_.x"),
+    "a dropped row not cleared": Fault("thin.cpp", "clear(pair, d + 1, wide);", "(void)0;"),
+    "an element that is dropped added to": Fault("compress.h", "choose_lanes(bits, ", "choose_lanes(~uint64_t{0}, "),
+    "the last that is kept forgotten": Fault("compress.h", "(size_t)in_end * kSize", "(size_t)(in_end - 1) * kSize"),
+    "bits of the run before": Fault("thin.cpp", "bits = axis.bits ? axis.bits + i / 64", "bits = axis.bits ? axis.bits"),
     "a column of the run before": Fault("piece.h", "next * next_.x + in_run", "0 * next_.x + in_run"),
 }
 
@@ -93,7 +97,8 @@ def caught(name: str, folder: Path) -> str:
     if text.count(fault.right) != 1:
         sys.exit(f"{name}: {fault.file} no longer has exactly one {fault.right!r}")
     (csrc / fault.file).write_text(text.replace(fault.right, fault.wrong), encoding="utf-8")
-    sources = [ROOT / "tests/cxx/isas_agree.cpp", csrc / "engine.cpp", csrc / "isa.cpp", csrc / "kernels.cpp"]
+    units = ("engine.cpp", "thin.cpp", "isa.cpp", "kernels.cpp")
+    sources = [ROOT / "tests/cxx/isas_agree.cpp", *(csrc / unit for unit in units)]
     flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-Wno-psabi", f"-I{csrc}"]
     isa = ["-DDROPFAST_ISA=baseline", "-DDROPFAST_ISAS=X(baseline)"]
     program = folder / "isas_agree"

@@ -24,7 +24,20 @@ mask = dropfast.Mask(n, 0.001, key=1)
 def many_short_axes():  # none of which is as long as what may be done between two looks at the signals
     shape = (2,) * 32
     dropfast.Mask(shape, 0.001, key=1).apply(x.reshape(shape), out=out.reshape(shape))
+units = dropfast.Mask((2**12, 2**20), 0.001, key=1, shared_axes=0)
+def thinned(move):
+    kept, wide = units.kept().size, (2**12, 2**20)
+    y = out[: 2**12 * kept].reshape(2**12, kept)
+    if move == "compress":
+        units.compress(x.reshape(wide), out=y)
+    elif move == "expand":
+        units.expand(np.broadcast_to(np.float16(1), y.shape), out=out.reshape(wide))
+    else:
+        dropfast.thin.add(out.reshape(wide), np.broadcast_to(np.float16(1), y.shape), cols=units)
 calls = {
+    "compress": lambda: thinned("compress"),
+    "expand": lambda: thinned("expand"),
+    "add": lambda: thinned("add"),
     "apply": lambda: mask.apply(x, out=out),
     "many-short-axes": many_short_axes,
     "packed": lambda: dropfast.Mask(2**36, 0.001, key=1).packed(),
@@ -41,7 +54,7 @@ try:
 except KeyboardInterrupt:
     waited = time.perf_counter() - asked[0]
     assert waited < 1, waited
-    if "apply" in call or "axes" in call:
+    if call not in ("packed", "keep"):
         assert out[:64].any(), "stopped before it began"
         assert not out[-64:].any(), "stopped when all was done"
     small = dropfast.Mask(1000, 0.5, key=2)
@@ -55,7 +68,7 @@ LONGEST = ["native:baseline", "numpy"] if _backend.native else ["numpy"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of another kind")
-@pytest.mark.parametrize("call", ["apply", "many-short-axes", "packed", "keep"])
+@pytest.mark.parametrize("call", ["apply", "many-short-axes", "packed", "keep", "compress", "expand", "add"])
 @pytest.mark.parametrize("name", LONGEST)
 def test_ctrl_c(name: str, call: str) -> None:
     done = run_python(SCRIPT, name, call, env={"OMP_NUM_THREADS": "1"})

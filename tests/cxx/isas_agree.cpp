@@ -1,8 +1,9 @@
 // All instruction sets of the machine that this runs on give the same bits: for machines without Python, emulators and
 // cross-compiled builds. Prints a digest for each instruction set, the same on every machine, and returns 1 if they
-// differ, from each other or from stream v1: from one known answer, and from the golden file if its path is given.
+// differ, from each other or from stream v1: from one known answer, and from the golden file if its path is given; or
+// if thinned arrays are not what their elements are one by one.
 //
-//   c++ -std=c++17 -O2 -I csrc tests/cxx/isas_agree.cpp csrc/engine.cpp csrc/isa.cpp kernels_*.o
+//   c++ -std=c++17 -O2 -I csrc tests/cxx/isas_agree.cpp csrc/engine.cpp csrc/thin.cpp csrc/isa.cpp kernels_*.o
 //   ./a.out tests/data/stream_v1.json
 //
 // with one object of csrc/kernels.cpp for each instruction set, and isa.cpp told of them, as CMakeLists.txt does.
@@ -16,6 +17,7 @@
 
 #include "engine.h"
 #include "kernels.h"
+#include "thin.h"
 
 namespace {
 
@@ -111,6 +113,75 @@ Bytes run_layouts(int dtype, const int64_t (&shape)[3], const Layout& from, cons
   dropfast::apply(&mask, (dropfast_dtype)dtype, x.data() + x_begin, x_bytes, out.data() + out_begin, out_bytes);
   swap_if_big_endian(out, 0, size);
   return out;
+}
+
+// What two masks keep of rows and columns, element by element, and what the engine makes of it: a part, the whole
+// again, and a sum. Columns of the whole are `apart`.
+bool thinned(int dtype, int64_t rows, int64_t columns, double rate, int64_t gap = 3, int64_t apart = 1) {
+  const auto code = (dropfast_dtype)dtype;
+  const int64_t size = kSize[dtype], stride = 1;
+  Bytes bits[2];
+  std::vector<int64_t> kept[2];
+  for (int d = 0; d < 2; ++d) {
+    const int64_t n = d == 0 ? rows : columns;
+    bits[d].resize((size_t)(n + 7) / 8);
+    const dropfast_mask mask = {7, dropfast::threshold(rate), 0, (uint32_t)d, 1, &n, &stride};
+    dropfast::packed(&mask, bits[d].data());
+    for (int64_t i = 0; i < n; ++i) {
+      if (bits[d][(size_t)i / 8] >> i % 8 & 1) kept[d].push_back(i);
+    }
+  }
+  const int64_t column = apart * size, row = columns * column + gap, part_row = (int64_t)kept[1].size() * size + gap;
+  const dropfast::ThinAxis axes[2] = {{rows, row, part_row, bits[0].data()}, {columns, column, size, bits[1].data()}};
+  const auto each = [&](const auto& use) {  // use(place in the whole, place in the part)
+    for (size_t i = 0; i < kept[0].size(); ++i) {
+      for (size_t j = 0; j < kept[1].size(); ++j) {
+        use((size_t)(kept[0][i] * row + kept[1][j] * column), i * (size_t)part_row + j * (size_t)size);
+      }
+    }
+  };
+  const auto n = (size_t)size;
+  const Bytes x = input((size_t)(rows * row));
+  Bytes part((size_t)(rows * part_row + size), 0xa5), whole(x.size(), 0xa5), wanted_part = part, wanted = whole;
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < columns; ++j) std::memset(&wanted[(size_t)(i * row + j * column)], 0, n);
+  }
+  each([&](size_t at, size_t to) { std::memcpy(&wanted_part[to], &x[at], n); });
+  each([&](size_t to, size_t at) { std::memcpy(&wanted[to], &wanted_part[at], n); });
+  Bytes from = x;
+  dropfast::thin(dropfast::kCompress, code, from.data(), part.data(), axes, 2, nullptr);
+  dropfast::thin(dropfast::kExpand, code, whole.data(), part.data(), axes, 2, nullptr);
+  if (from != x || part != wanted_part || whole != wanted) return false;
+
+  // Once added to 0, a number stays what it is; without the top bit of its exponent it is one, and below 2. What is
+  // dropped, -0.0, would become 0 if anything was added to it.
+  const double one = 1;
+  const size_t top = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? n - 1 : 0;
+  std::fill(whole.begin(), whole.end(), 0);
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < columns; ++j) whole[(size_t)(i * row + j * column) + top] = 0x80;
+  }
+  wanted = whole;
+  each([&](size_t to, size_t at) {
+    part[at + top] &= 0x3f;
+    whole[to + top] = 0;
+    std::memcpy(&wanted[to], &part[at], n);
+  });
+  dropfast::thin(dropfast::kAdd, code, whole.data(), part.data(), axes, 2, &one);
+  return whole == wanted;
+}
+
+bool thinned_arrays() {
+  bool right = true;
+  for (int dtype = 0; dtype < 4; ++dtype) {
+    for (const double rate : {0.0, 0.2, 0.5, 0.9, 1.0}) {
+      for (const int64_t columns : {1, 8, 63, 64, 65, 129, 1000}) right &= thinned(dtype, 9, columns, rate);
+      right &= thinned(dtype, 70, 5, rate, 0);  // rows that are one run
+      right &= thinned(dtype, 9, 700, rate, 1, 2) && thinned(dtype, 1, 700, rate, 1, 2);
+    }
+    right &= thinned(dtype, 700, 900, 0.5);  // several threads
+  }
+  return right;
 }
 
 uint64_t all_cases() {
@@ -244,9 +315,9 @@ int main(int argc, char** argv) {
     const uint64_t hash = all_cases();
     if (first == 0) first = hash;
     std::printf("%-8s %016" PRIx64, list[i].name, hash);
-    const bool same = hash == first, known = known_answer() && (argc < 2 || golden(argv[1]));
-    std::printf("%s%s\n", known ? "" : "  is not stream v1", same ? "" : "  differs");
-    failures += !known + !same;
+    const bool same = hash == first, known = known_answer() && (argc < 2 || golden(argv[1])), thin = thinned_arrays();
+    std::printf("%s%s%s\n", known ? "" : "  is not stream v1", same ? "" : "  differs", thin ? "" : "  does not thin");
+    failures += !known + !same + !thin;
   }
   std::printf("%d failed\n", failures);
   return failures != 0;

@@ -2,7 +2,7 @@
 // Python. Returns 1 if any result differs from that of one thread.
 //
 //   clang++ -std=c++17 -O1 -g -fsanitize=thread -fopenmp -I csrc -DDROPFAST_ISA=baseline "-DDROPFAST_ISAS=X(baseline)"
-//     tests/cxx/threads.cpp csrc/engine.cpp csrc/isa.cpp csrc/kernels.cpp
+//     tests/cxx/threads.cpp csrc/engine.cpp csrc/thin.cpp csrc/isa.cpp csrc/kernels.cpp
 //   TSAN_OPTIONS=ignore_noninstrumented_modules=1 OMP_NUM_THREADS=4 ./a.out
 //
 // With clang's OpenMP, whose Archer tells the sanitizer of its barriers; of libgomp's it knows nothing.
@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "engine.h"
+#include "thin.h"
 
 namespace {
 
@@ -28,6 +29,19 @@ void apply(float* out, int64_t begin, int64_t end, uint32_t draw, bool shared) {
   const int64_t strides[2] = {shared ? 0 : kColumns, 1};
   const dropfast_mask mask = {9, dropfast::threshold(0.1), (uint64_t)(begin * strides[0]), draw, 2, shape, strides};
   dropfast::apply(&mask, DROPFAST_FLOAT32, &x[(size_t)(begin * kColumns)], bytes, out + begin * kColumns, bytes);
+}
+
+// What every third column of x is, and how often: compressed without gaps, so that the rows of two threads meet.
+std::vector<float> thirds() {
+  unsigned char bits[(kColumns + 7) / 8] = {};
+  for (int64_t i = 0; i < kColumns; i += 3) bits[i / 8] |= (unsigned char)(1 << i % 8);
+  constexpr int64_t kept = (kColumns + 2) / 3;
+  std::vector<float> out(kRows * kept), sum = x;
+  const dropfast::ThinAxis axes[2] = {{kRows, kColumns * 4, kept * 4, nullptr}, {kColumns, 4, 4, bits}};
+  const double factor = 2;
+  dropfast::thin(dropfast::kCompress, DROPFAST_FLOAT32, x.data(), out.data(), axes, 2, &factor);
+  dropfast::thin(dropfast::kAdd, DROPFAST_FLOAT32, sum.data(), out.data(), axes, 2, &factor);
+  return sum;
 }
 
 template <class Work>
@@ -54,6 +68,14 @@ int main() {
     at_once([&](int t) { apply(together.data(), kRows * t / kThreads, kRows * (t + 1) / kThreads, 3, shared); });
     wrong += together != alone[shared];
   }
+
+  std::vector<float> summed = x;
+  for (int64_t row = 0; row < kRows; ++row) {
+    for (int64_t i = 0; i < kColumns; i += 3) summed[(size_t)(row * kColumns + i)] *= 5;
+  }
+  std::vector<std::vector<float>> sums(kThreads);
+  at_once([&](int t) { sums[(size_t)t] = thirds(); });
+  for (const std::vector<float>& sum : sums) wrong += sum != summed;
 
   // As in the child of a fork: teams of threads that are made for one call.
   dropfast::forked = true;
