@@ -24,7 +24,7 @@ from dropfast.torch.layers import Dropout2d
 
 #: Products of so many rows take as long as copying the weights that they are with, and their gradients back. This and
 #: the next were measured on Zen 4, by the step and by the forward pass, at rates of 0.2 and 0.5.
-_COPY = 16
+_COPY = 12
 #: So many products take as long as all else that is done for a dropout. oneDNN compiles its code for each new size.
 _LEAST, _LEAST_OF_CONVOLUTIONS = 16e6, 180e6
 _FEWEST_ROWS = 4

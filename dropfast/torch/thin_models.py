@@ -66,8 +66,9 @@ def thin(model: nn.Module) -> list[str]:
     as a norm or a residual, all units are computed. The logger "dropfast.torch" has a warning that names all dropout
     that stays as it is, and why.
 
-    So does what is not worth it or cannot be seen through when it runs: small batches and narrow layers, hooks,
-    autocast, forward-mode AD, what is compiled, exported, traced or transformed, and tensors that are not on the CPU.
+    The same holds, each time, where it is not worth it, as for small batches and narrow layers, and where others look
+    on: hooks, autocast, forward-mode AD, and whatever compiles, exports, traces or transforms. So it does for inputs
+    that are not on the CPU, or not of one of the four dtypes.
 
     Examples
     --------

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tensors import IGNORE_THEIR_WARNINGS
 from thinned import always, integers, is_thinned, thinned
 from torch import nn
 
@@ -16,6 +17,8 @@ from dropfast import Mask
 from dropfast.torch import sample
 
 __all__ = ["always"]
+
+pytestmark = IGNORE_THEIR_WARNINGS
 
 
 def mlp(drop: Callable[..., nn.Module] = nn.Dropout) -> nn.Sequential:

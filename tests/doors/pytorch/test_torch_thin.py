@@ -71,19 +71,19 @@ def test_dtypes(always: None, backend: str, dtype: str, rate: float) -> None:
 
 @pytest.mark.parametrize("shape", [(6, 7), (2, 3, 7), (2, 1, 3, 7)], ids=str)
 def test_axes_in_front(always: None, shape: tuple[int, ...]) -> None:
+    drop = Dropout(0.5, shared_axes=tuple(range(len(shape) - 1)))
     for layers in (
-        lambda drop: [nn.Linear(7, 20), nn.ReLU(), drop, nn.Linear(20, 4)],
-        lambda drop: [drop, nn.Linear(7, 4)],
-        lambda drop: [nn.Linear(7, 20), drop],
+        (nn.Linear(7, 20), nn.ReLU(), drop, nn.Linear(20, 4)),
+        (drop, nn.Linear(7, 4)),
+        (nn.Linear(7, 20), drop),
     ):
-        drop = Dropout(0.5, shared_axes=tuple(range(len(shape) - 1)))
-        dense = integers(nn.Sequential(*layers(drop)).double(), 0)
+        dense = integers(nn.Sequential(*layers).double(), 0)
         thin = thinned(dense)
         assert_equal(dense, thin, small_integers(shape))
         assert is_thinned(thin(small_integers(shape)))
 
 
-def masks(in_units: int, out_units: int, rate: float) -> tuple[Mask | None, ...]:
+def masks(in_units: int, out_units: int, rate: float) -> tuple[Mask, Mask]:
     return Mask((4, in_units), rate, key=3, shared_axes=0), Mask(out_units + 5, rate, key=5).window(2, out_units)
 
 
@@ -203,6 +203,7 @@ def test_rows_begin_at_lines_of_the_cache() -> None:
 # ---- faults --------------------------------------------------------------------------------------
 
 X, W = torch.ones(4, 6), torch.ones(8, 6)
+NO_MASK: Any = 3
 MASK = Mask((4, 8), 0.5, key=1, shared_axes=0)
 FAULTS: dict[str, tuple[Any, type[Exception], str]] = {
     "x": (lambda: linear([1.0], W), TypeError, "x must be a torch.Tensor, got list"),
@@ -215,7 +216,7 @@ FAULTS: dict[str, tuple[Any, type[Exception], str]] = {
         ValueError,
         "x must have 6 units on its last axis, got the shape (4, 7)",
     ),
-    "in-mask": (lambda: linear(X, W, in_mask=3), TypeError, "in_mask must be a dropfast.Mask or None, got int"),
+    "in-mask": (lambda: linear(X, W, in_mask=NO_MASK), TypeError, "in_mask must be a dropfast.Mask or None, got int"),
     "out-length": (
         lambda: linear(X, W, out_mask=Mask(7, key=1)),
         ValueError,
