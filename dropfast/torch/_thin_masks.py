@@ -16,6 +16,7 @@ from dropfast.torch.functions import is_ours, probability
 from dropfast.torch.layers import OURS, Dropout, Dropout2d, shared_axes_of
 
 _LAYERS = frozenset((*OURS, *OURS.values()))
+SHARING = frozenset((Dropout, Dropout2d))  # which may drop the same units for a whole batch
 
 
 def is_dropout(module: nn.Module) -> bool:
@@ -24,8 +25,8 @@ def is_dropout(module: nn.Module) -> bool:
 
 
 def is_shared(layer: nn.Module) -> bool:
-    """Return whether a layer is one that may drop the same units for a whole batch."""
-    return type(layer) in (Dropout, Dropout2d) and bool(layer._shared_axes or layer._noise_shape)
+    """Return whether a layer seems to drop the same units for a whole batch; its input will tell."""
+    return type(layer) in SHARING and bool(layer._shared_axes or layer._noise_shape)
 
 
 #: (index of the first element, key, draw).
@@ -34,9 +35,6 @@ Name: TypeAlias = tuple[int, int, int]
 
 class Masks(Protocol):
     """Where the masks of a pass come from."""
-
-    def kind(self, module: nn.Module) -> Kind | None:
-        """Return what a dropout is to a chain; None if the module is none."""
 
     def shared_axes(self, layer: nn.Module, shape: Sequence[int | None]) -> tuple[int, ...]:
         """Return which axes share their bits."""
@@ -51,8 +49,9 @@ class Masks(Protocol):
 class LayersOwn:
     """New masks from the layers' generators, if these are training: those that the plain model would draw."""
 
-    def kind(self, module: nn.Module) -> Kind | None:
-        """See `Masks`."""
+    @staticmethod
+    def kind(module: nn.Module) -> Kind | None:
+        """Return what a dropout is to a chain; None if the module is none."""
         if type(module) not in _LAYERS:
             return None
         if not module.training or module.p == 0:
@@ -78,8 +77,9 @@ class Network:
     def __init__(self, key: int, draw: int) -> None:
         self._key, self._draw, self._met = key, draw, 0
 
-    def kind(self, module: nn.Module) -> Kind | None:
-        """See `Masks`."""
+    @staticmethod
+    def kind(module: nn.Module) -> Kind | None:
+        """Return what a dropout is to a chain; None if the module is none."""
         if type(module) not in _LAYERS:
             return None
         return Kind.DROP if module.p != 0 else Kind.ZERO_TO_ZERO

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from dropfast import _backend, _checks
 from dropfast._checks import Kept
 from dropfast.torch import _private, _thin_products
 from dropfast.torch._eager import is_plain
-from dropfast.torch._thin_masks import Masks, is_dropout, is_shared
+from dropfast.torch._thin_masks import SHARING, Masks
 from dropfast.torch._thin_plan import PRODUCTS, Kind, Link, kind_of, link
 from dropfast.torch._thin_products import put, rows_of, take
 from dropfast.torch.functions import probability
@@ -51,12 +52,20 @@ def _rows(x: Tensor, axis: int) -> int:
     return x.numel() // max(x.shape[axis], 1)
 
 
+#: By chain: the most weights of a product that it was seen to have, for a first look that takes no time.
+_widest: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+
+
 def may_be_worth_it(chain: nn.Module, chains: tuple[type, ...], x: Tensor) -> bool:
-    """Return whether `run` may have something to leave out, which takes longer to know for sure."""
-    rows = _rows(x, 1 if x.ndim == 4 else -1) if x.ndim > 1 else 1
-    if rows < _FEWEST_ROWS:
+    """Return whether `Chain.run` may have something to leave out, which takes longer to know for sure."""
+    size, ndim = x.numel(), x.ndim
+    if type(size) is not int or ndim < 2:  # what is traced has no numbers
+        return False
+    rows = size // (x.shape[1 if ndim == 4 else -1] or 1)
+    if rows < _FEWEST_ROWS or 2 * rows * _widest.get(chain, math.inf) < _LEAST:
         return False
     p, weights = _most(chain, chains)
+    _widest[chain] = weights
     return p > 0 and 2 * _gain(weights, rows, (1 - p) ** 2) >= _LEAST
 
 
@@ -64,17 +73,19 @@ def _most(chain: nn.Module, chains: tuple[type, ...]) -> tuple[float, int]:
     """Return the highest rate of masks that are shared, and the number of weights of the largest product."""
     p, weights = 0.0, 0
     for module in chain._modules.values():
-        kind = type(module)
+        kind, its_p, its_weights = type(module), 0.0, 0
         if kind is nn.Linear:
-            weights = max(weights, module.in_features * module.out_features)
+            its_weights = module.in_features * module.out_features
         elif kind is nn.Conv2d:
-            weights = max(weights, module.in_channels * module.out_channels * math.prod(module.kernel_size))
-        elif is_dropout(module):
-            if module.training and is_shared(module):
-                p = max(p, module.p)
+            its_weights = module.in_channels * module.out_channels * math.prod(module.kernel_size)
+        elif kind in SHARING:
+            its_p = module.p if module.training else 0.0
         elif kind in chains:
             its_p, its_weights = _most(module, chains)
-            p, weights = max(p, its_p), max(weights, its_weights)
+        if its_p > p:
+            p = its_p
+        if its_weights > weights:
+            weights = its_weights
     return p, weights
 
 
@@ -102,34 +113,34 @@ class _Units(NamedTuple):
         return rows.reshape(*x.shape[:-1], self.kept.length)
 
 
-class _Pass:
-    """One way through a chain."""
+class Chain:
+    """Modules to be called one after the other, of which the kinds are known, where `dropout` says it of dropout."""
 
-    def __init__(self, modules: Sequence[nn.Module], masks: Masks) -> None:
-        self._modules, self._masks = modules, masks
-        self._kinds = kinds = [kind_of(module, masks.kind) for module in modules]
+    def __init__(self, modules: Sequence[nn.Module], dropout: Callable[[nn.Module], Kind | None]) -> None:
+        self._modules = modules
+        self._kinds = kinds = [kind_of(module, dropout) for module in modules]
         self._links = {drop: link(kinds, drop) for drop, kind in enumerate(kinds) if kind is Kind.DROP}
         # By product: the dropout that drops what it computes, and the one that has dropped what it reads.
         self._behind = {its.producer: drop for drop, its in self._links.items()}
         self._before = {its.consumer: drop for drop, its in self._links.items()}
 
-    def run(self, x: Tensor) -> Tensor:
-        """Return what the modules make of `x`, one after the other."""
+    def run(self, x: Tensor, masks: Masks) -> Tensor:
+        """Return what the modules make of `x`."""
         has: _Units | None = None  # of which units `x` has only those that are kept
         coming: _Units | None = None  # what the next dropout will keep
         for index, module in enumerate(self._modules):
             kind = self._kinds[index]
             if kind in PRODUCTS:
-                coming = self._units(self._behind[index], index, x) if index in self._behind else None
+                coming = self._units(self._behind[index], index, x, masks) if index in self._behind else None
                 x, has = _product(module, kind, x, has, coming), None
             elif kind is not Kind.DROP:
                 x = module(x)
             else:
                 its = self._links[index]
                 if its.producer is None:
-                    coming = self._units(index, None, x)
+                    coming = self._units(index, None, x, masks)
                 if coming is None:
-                    x = self._masks.dropped(module, x)
+                    x = masks.dropped(module, x)
                     continue
                 none = not coming.kept.left
                 x = (coming.take(x) if its.producer is None or none else x) * coming.scale
@@ -138,7 +149,7 @@ class _Pass:
                     x, has = coming.put(x), None
         return x
 
-    def _units(self, drop: int, producer: int | None, x: Tensor) -> _Units | None:
+    def _units(self, drop: int, producer: int | None, x: Tensor, masks: Masks) -> _Units | None:
         """Return what a dropout keeps, if what it drops can be left out from here on, and that is worth it."""
         layer, its = self._modules[drop], self._links[drop]
         products = [index for index in (producer, its.consumer) if index is not None]
@@ -158,11 +169,11 @@ class _Pass:
                     return None
         n = x.shape[axis] if producer is None else self._modules[producer].weight.shape[0]
         shape = (*x.shape[:axis], n, *((None,) * (x.ndim - axis - 1)))
-        if self._masks.shared_axes(layer, shape) != tuple(other for other in range(x.ndim) if other != axis):
+        if masks.shared_axes(layer, shape) != tuple(other for other in range(x.ndim) if other != axis):
             return None
         bits, threshold = np.empty((n + 7) // 8, np.uint8), _checks.threshold(probability(layer.p))
         if n:
-            _backend.active.packed(bits, ((n,), (1,), *self._masks.name(layer, n), threshold))
+            _backend.active.packed(bits, ((n,), (1,), *masks.name(layer, n), threshold))
         return _Units(Kept(n, int(np.bitwise_count(bits).sum()), bits), axis, _checks.scale(threshold))
 
     def _is_worth_it(self, products: Sequence[int], its: Link, x: Tensor, axis: int) -> bool:
@@ -177,11 +188,6 @@ class _Pass:
 
     def _rate(self, drop: int | None) -> float:
         return 0.0 if drop is None else float(self._modules[drop].p)
-
-
-def run(modules: Sequence[nn.Module], x: Tensor, masks: Masks) -> Tensor:
-    """Return what the modules make of `x`, one after the other."""
-    return _Pass(modules, masks).run(x)
 
 
 def _product(module: nn.Module, kind: Kind, x: Tensor, has: _Units | None, coming: _Units | None) -> Tensor:

@@ -14,7 +14,7 @@ from dropfast.torch import _private
 from dropfast.torch._eager import plain_key
 from dropfast.torch._thin_masks import LayersOwn, Network, is_dropout, is_shared
 from dropfast.torch._thin_plan import Kind, kind_of, leaves, link
-from dropfast.torch._thin_run import is_open, may_be_worth_it, run
+from dropfast.torch._thin_run import Chain, is_open, may_be_worth_it
 from dropfast.torch.layers import OURS, own_dropout
 
 _log = logging.getLogger("dropfast.torch")
@@ -26,8 +26,13 @@ class ThinSequential(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return what `torch.nn.Sequential` does, but for the order of sums."""
-        if isinstance(input, Tensor) and is_open(input) and may_be_worth_it(self, _CHAINS, input):
-            return run([module for _, module in leaves(self, _CHAINS)], input, _layers_own)
+        if (
+            not torch.compiler.is_compiling()
+            and isinstance(input, Tensor)
+            and may_be_worth_it(self, _CHAINS, input)
+            and is_open(input)
+        ):
+            return Chain([module for _, module in leaves(self, _CHAINS)], LayersOwn.kind).run(input, _layers_own)
         return super().forward(input)  # type: ignore[no-any-return]
 
     def __prepare_scriptable__(self) -> nn.Module:
@@ -233,7 +238,8 @@ def sample(model: nn.Module, x: Tensor, samples: SupportsIndex, *, key: Supports
         return torch.stack([x] * n)
     if key is None:
         key = plain_key()
-    return torch.stack([run(modules[first:], x, Network(key, draw)) for draw in range(n)])
+    rest = Chain(modules[first:], Network.kind)
+    return torch.stack([rest.run(x, Network(key, draw)) for draw in range(n)])
 
 
 def _modules_of(model: nn.Module) -> list[nn.Module]:

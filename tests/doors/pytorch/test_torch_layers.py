@@ -42,9 +42,9 @@ def test_channels_may_be_those_of_a_batch(name: str, shape: Shape, shared_axes: 
     x = torch.randn(shape)
     mask = next_mask(shape, shared_axes=(0, *shared_axes))
     assert torch.equal(layer(x), dropfast.torch.apply(mask, x))
-    layer(x.to("meta"))
+    assert layer(x.to("meta")).shape == shape
     with pytest.raises(TypeError, match="knows no shared_axes"):
-        torch.jit.script(layer)
+        layer.__prepare_scriptable__()
 
 
 UNUSUAL: list[tuple[str, Shape]] = [
