@@ -102,18 +102,22 @@ def clock_for(threads: int) -> Callable[[], float]:
     return time.process_time if threads == 1 else time.perf_counter
 
 
-def kernels(found: list[Call], clock: Callable[[], float]) -> float:
-    """The time that the masks alone take, in seconds: from arrays to arrays that are there."""
-    total = 0.0
+def kernels(found: list[Call], clock: Callable[[], float]) -> tuple[float, float]:
+    """The time that the masks alone take, in seconds: of arrays that are in the caches, and of arrays that are not."""
+    other = np.zeros(1 << 26, np.uint8)  # what takes their place there, more than any cache
+    totals = [0.0, 0.0]
     for (_, size, p, backward), n in Counter(found).items():
         x, out, mask = np.ones(size, np.float32), np.empty(size, np.float32), dropfast.Mask(size, p, key=1)
-        taken = []
-        for _ in range(9):
-            start = clock()
-            mask.apply(x, out=out)
-            taken.append(clock() - start)
-        total += n * (1 + backward) * median(taken)
-    return total
+        for cold in False, True:
+            taken = []
+            for _ in range(9):
+                if cold:
+                    other += 1
+                start = clock()
+                mask.apply(x, out=out)
+                taken.append(clock() - start)
+            totals[cold] += n * (1 + backward) * median(taken)
+    return totals[0], totals[1]
 
 
 def times(network: Network, seconds: float, clock: Callable[[], float]) -> dict[str, float]:
@@ -164,13 +168,13 @@ def show_calls(found: dict[str, list[Call]]) -> None:
 
 def show_times(found: dict[str, list[Call]], threads: int, seconds: float) -> dict[str, dict[str, float]]:
     print(f"\n{threads} thread{'s' * (threads > 1)}:\n")
-    table(["ms a step", "torch", "`convert`", "`enable`", "no dropout", "its kernels", "times as fast with `enable`"])
-    table(["---"] * 7)
+    kinds = ["torch", "`convert`", "`enable`", "no dropout", "its kernels", "and cold", "times as fast with `enable`"]
+    table(["ms a step", *kinds], ["---"] * 8)
     measured, clock = {}, clock_for(threads)
     with threads_are(threads):
         for name, noted in found.items():
             measured[name] = times(NETWORKS[name], seconds, clock)
-            cells = [f"{1e3 * time:.3g}" for time in (*measured[name].values(), kernels(noted, clock))]
+            cells = [f"{1e3 * time:.3g}" for time in (*measured[name].values(), *kernels(noted, clock))]
             gain = measured[name]["torch"] / measured[name]["enable"]
             table([NETWORKS[name].title, *cells, f"{gain:.2g}" if gain < 10 else f"{gain:.0f}"])
     return measured

@@ -102,22 +102,6 @@ void on_threads(const Axis* axes, int n, const char* x, char* out, uint64_t star
   });
 }
 
-// The bits of n bytes, 1 where they are not 0, and 0 up to the end of a word.
-void bits_of_bytes(const uint8_t* bytes, int64_t n, uint64_t* bits) {
-  for (int64_t i = 0; i < n; i += 64) {
-    uint64_t word = 0;
-    for (int64_t j = i; j < std::min(i + 64, n); j += 8) {
-      uint64_t eight = 0;
-      memcpy(&eight, bytes + j, (size_t)std::min<int64_t>(8, n - j));
-      if (__BYTE_ORDER__ == __ORDER_BIG_ENDIAN__) eight = __builtin_bswap64(eight);
-      // The top bit of each byte that is not 0, and then all of them side by side.
-      const uint64_t ones = (((eight & 0x7f7f7f7f7f7f7f7f) + 0x7f7f7f7f7f7f7f7f) | eight) >> 7 & 0x0101010101010101;
-      word |= ones * 0x0102040810204080 >> 56 << (j - i);
-    }
-    bits[i / 64] = word;
-  }
-}
-
 }  // namespace
 
 // ---- the doors' functions
@@ -179,7 +163,7 @@ void select(dropfast_dtype dtype, const void* x, void* out, int64_t n, const uin
     uint64_t keep[kAtOnce / 64 + 1] = {};
     for (int64_t i = 0; i < run->length; i += kAtOnce) {
       const int64_t count = std::min(kAtOnce, run->length - i);
-      bits_of_bytes(kept + first + i, count, keep);
+      kernels.bits_of_bytes(kept + first + i, count, keep);
       kernels.select[dtype](x + i * size, out + i * size, count, keep, 0, scale, false, kOneRow);
     }
   });

@@ -17,10 +17,13 @@ template <class D>
 void select(const void* x, void* out, int64_t n, const uint64_t* keep, int64_t first, double scale, bool streaming,
             Rows rows) {
   const auto select_rows = [&](const auto& run) {
-    for (int64_t r = 0; r < rows.n; ++r) {
-      run((const char*)x + r * rows.x, (char*)out + r * rows.out, n, keep, first + r * n, (typename D::Scale)scale);
+    const char* from = (const char*)x;
+    char* to = (char*)out;
+    for (int64_t r = rows.n; r > 0; --r, from += rows.x, to += rows.out, first += n) {
+      run(from, to, n, keep, first, (typename D::Scale)scale);
     }
   };
+  if (n < kLanes<D>) return select_rows(part_of_vector<D>);
   const bool aligned = ((uintptr_t)out | (uintptr_t)rows.out) % kSize<D> == 0;
   if (streaming && aligned) return select_rows(select_run<D, true>);
   select_rows(select_run<D, false>);
@@ -95,7 +98,7 @@ void drop_run(const Philox& philox, uint64_t threshold, uint64_t index, const ch
   block += (uint64_t)first;
   int64_t bit = (int64_t)(index % kBlockBits);  // of the first element that is not selected, from words on
   const int64_t head = smaller(n, before_aligned<D>(out));
-  part_of_vector<D>(x, out, head, scale, bits_at(words, bit));
+  part_of_vector<D>(x, out, head, words, bit, scale);
   selection.x += head * kSize<D>;
   selection.out += head * kSize<D>;
   bit += head;
@@ -147,6 +150,20 @@ void drop(uint64_t key, uint32_t draw, uint64_t threshold, uint64_t index, const
   run(Philox(key, draw), threshold, index, (const char*)x, (char*)out, n, (typename D::Scale)scale);
 }
 
+void bits_of_bytes(const uint8_t* bytes, int64_t n, uint64_t* bits) {
+  const auto word = [](const uint8_t* bytes) {
+    uint64_t bits = 0;
+    for (int i = 0; i < 64; i += kBytes) bits |= nonzero_lanes(load<u8v>(bytes + i)) << i;
+    return bits;
+  };
+  for (; n >= 64; n -= 64, bytes += 64) *bits++ = word(bytes);
+  if (n > 0) {
+    uint8_t rest[64] = {};
+    memcpy(rest, bytes, (size_t)n);
+    *bits = word(rest);
+  }
+}
+
 // Halves of squares change places across the diagonal, then quarters in these, and so on.
 static_assert(kSquares % kLanes64 == 0, "squares are transposed by whole vectors");
 void transpose(uint64_t* rows, int n) {
@@ -176,6 +193,7 @@ const Kernels kernels = {
     {{compress<ThinFloat16>, compress<ThinBFloat16>, compress<ThinFloat32>, compress<ThinFloat64>},
      {expand<ThinFloat16>, expand<ThinBFloat16>, expand<ThinFloat32>, expand<ThinFloat64>},
      {add<ThinFloat16>, add<ThinBFloat16>, add<ThinFloat32>, add<ThinFloat64>}},
+    bits_of_bytes,
     transpose,
     stream_fence};
 

@@ -50,6 +50,9 @@ struct Kernels {
   // times the factor if there is one. Or to[i] += factor * from[0], ... at these. The bits behind the n are 0.
   Thin thin[3][4];
 
+  // The bits of n bytes, 1 where they are not 0, and 0 up to the end of a word.
+  void (*bits_of_bytes)(const uint8_t* bytes, int64_t n, uint64_t* bits);
+
   // In 64 rows of kSquares words, of each of the first n squares of 64 x 64 bits that lie side by side: bit c of row r
   // becomes bit r of row c.
   void (*transpose)(uint64_t* rows, int n);

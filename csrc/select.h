@@ -68,13 +68,12 @@ inline typename D::Vector one_vector(const char* x, typename D::Scale scale, uin
   return keep_lanes(D::scaled(load<typename D::Vector>(x), scale), w, j);
 }
 
-// Fewer elements than a vector has: through a vector of their own, so that nothing outside x and out is touched.
+// Fewer elements than a vector has; nothing outside of them is touched.
 template <class D>
-inline void part_of_vector(const char* x, char* out, int64_t n, typename D::Scale scale, uint64_t w) {
-  char buffer[kVector<D>] = {};
-  memcpy(buffer, x, (size_t)n * kSize<D>);
-  store(buffer, one_vector<D>(buffer, scale, w, 0));
-  memcpy(out, buffer, (size_t)n * kSize<D>);
+inline void part_of_vector(const char* x, char* out, int64_t n, const uint64_t* keep, int64_t first,
+                           typename D::Scale scale) {
+  typedef typename D::Vector V;
+  store_first(out, keep_lanes(D::scaled(load_first<V>(x, n), scale), bits_at(keep, first), 0), n);
 }
 
 // Elements that are loaded before the first of them is stored: 8 vectors, and at least a word of bits. A store a little
@@ -82,20 +81,20 @@ inline void part_of_vector(const char* x, char* out, int64_t n, typename D::Scal
 template <class D>
 constexpr int kGroup = 8 * kLanes<D> < 64 ? 64 : 8 * kLanes<D>;
 
-template <class D, bool kStreaming>
+template <class D, bool kStreaming, int kVectors = kGroup<D> / kLanes<D>>
 inline __attribute__((always_inline)) void select_group(const char* x, char* out, typename D::Scale scale,
                                                         const uint64_t* word, int shift) {
-  constexpr int kInWord = 64 / kLanes<D>;
+  constexpr int kInWord = 64 / kLanes<D>, kAtOnce = kVectors < 8 ? kVectors : 8;
 #pragma GCC unroll 4
-  for (int v = 0; v < kGroup<D> / kLanes<D>; v += 8) {
-    typename D::Vector y[8];
+  for (int v = 0; v < kVectors; v += kAtOnce) {
+    typename D::Vector y[kAtOnce];
 #pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) {
+    for (int j = 0; j < kAtOnce; ++j) {
       y[j] =
           one_vector<D>(x + (v + j) * kVector<D>, scale, bits_of(word + (v + j) / kInWord, shift), (v + j) % kInWord);
     }
 #pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) {
+    for (int j = 0; j < kAtOnce; ++j) {
       if (kStreaming) {
         stream(out + (v + j) * kVector<D>, y[j]);
       } else {
@@ -105,13 +104,29 @@ inline __attribute__((always_inline)) void select_group(const char* x, char* out
   }
 }
 
+// Groups of fewer vectors, each half of the one before, as far as elements i to n have room for them. Returns how far.
+template <class D, int kVectors>
+inline int64_t select_groups(const char* x, char* out, int64_t i, int64_t n, const uint64_t* keep, int64_t first,
+                             typename D::Scale scale) {
+  if constexpr (kVectors == 0) {
+    return i;
+  } else {
+    if (i + kVectors * kLanes<D> <= n) {
+      select_group<D, false, kVectors>(x + i * kSize<D>, out + i * kSize<D>, scale, keep + ((first + i) >> 6),
+                                       (first + i) & 63);
+      i += kVectors * kLanes<D>;
+    }
+    return select_groups<D, kVectors / 2>(x, out, i, n, keep, first, scale);
+  }
+}
+
 // Whole vectors at aligned addresses of out, and one at either end wherever it lies. Elements that two of them have in
 // common are stored twice, with the same value. In place both ends are therefore loaded before anything is stored;
 // elsewhere the far one is not, for a line that no prefetcher expects holds up what comes behind it.
 template <class D, bool kStreaming>
 void select_run(const char* x, char* out, int64_t n, const uint64_t* keep, int64_t first, typename D::Scale scale) {
   constexpr int kStep = kLanes<D>;
-  if (n < kStep) return part_of_vector<D>(x, out, n, scale, bits_at(keep, first));
+  if (n < kStep) return part_of_vector<D>(x, out, n, keep, first, scale);
   const auto vector_at = [=](int64_t i) { return one_vector<D>(x + i * kSize<D>, scale, bits_at(keep, first + i), 0); };
   const auto head = vector_at(0);
   auto tail = head;
@@ -123,7 +138,7 @@ void select_run(const char* x, char* out, int64_t n, const uint64_t* keep, int64
   for (; i + kGroup<D> <= n; i += kGroup<D>, word += kGroup<D> / 64) {
     select_group<D, kStreaming>(x + i * kSize<D>, out + i * kSize<D>, scale, word, shift);
   }
-  for (; i + kStep <= n; i += kStep) store(out + i * kSize<D>, vector_at(i));
+  i = select_groups<D, kGroup<D> / kLanes<D> / 2>(x, out, i, n, keep, first, scale);
   if (i < n) {
     if (x != out) tail = vector_at(n - kStep);
     store(out + (n - kStep) * kSize<D>, tail);

@@ -71,6 +71,40 @@ inline void store(void* p, V v) {
   memcpy(p, &v, sizeof v);
 }
 
+// ---- the first n elements of a vector, fewer than it has, and nothing behind them
+
+#if defined(__AVX512F__)
+template <class V>
+inline V load_first(const void* p, int64_t n) {
+  const uint64_t bytes = (uint64_t{1} << n * sizeof V{}[0]) - 1;
+  if constexpr (sizeof(V) == 64) {
+    return (V)_mm512_maskz_loadu_epi8(bytes, p);
+  } else {
+    return (V)_mm256_maskz_loadu_epi8((__mmask32)bytes, p);
+  }
+}
+template <class V>
+inline void store_first(void* p, V v, int64_t n) {
+  const uint64_t bytes = (uint64_t{1} << n * sizeof v[0]) - 1;
+  if constexpr (sizeof(V) == 64) {
+    _mm512_mask_storeu_epi8(p, bytes, (__m512i)v);
+  } else {
+    _mm256_mask_storeu_epi8(p, (__mmask32)bytes, (__m256i)v);
+  }
+}
+#else
+template <class V>
+inline V load_first(const void* p, int64_t n) {
+  V v = {};
+  memcpy(&v, p, (size_t)n * sizeof v[0]);
+  return v;
+}
+template <class V>
+inline void store_first(void* p, V v, int64_t n) {
+  memcpy(p, &v, (size_t)n * sizeof v[0]);
+}
+#endif
+
 // ---- widening multiply and shuffles of 64-bit lanes
 //
 // mul_low        the 64-bit product of the low halves
@@ -172,6 +206,27 @@ inline f64v keep_lanes(f64v y, uint64_t w, int j) {
   return (f64v)((u64v)((splat64(w) & bit) == bit) & (u64v)y);
 }
 #endif
+
+// The other way round: bit l is set where lane l is not 0.
+inline uint64_t nonzero_lanes(u8v y) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi8_mask((__m512i)y, (__m512i)y);
+#elif defined(__AVX2__)
+  return (uint32_t)~_mm256_movemask_epi8(_mm256_cmpeq_epi8((__m256i)y, __m256i{}));
+#elif defined(__SSE2__)
+  return 0xffff ^ (uint32_t)_mm_movemask_epi8(_mm_cmpeq_epi8((__m128i)y, __m128i{}));
+#else
+  uint64_t bits = 0;
+  for (int lane = 0; lane < kLanes64; ++lane) {
+    uint64_t eight = ((u64v)y)[lane];
+    if (__BYTE_ORDER__ == __ORDER_BIG_ENDIAN__) eight = __builtin_bswap64(eight);
+    // The top bit of each byte that is not 0, and then all of them side by side.
+    const uint64_t ones = (((eight & 0x7f7f7f7f7f7f7f7f) + 0x7f7f7f7f7f7f7f7f) | eight) >> 7 & 0x0101010101010101;
+    bits |= ones * 0x0102040810204080 >> 56 << (8 * lane);
+  }
+  return bits;
+#endif
+}
 
 // ---- streaming store: past the caches, which a large output would only empty of other data; p is aligned
 

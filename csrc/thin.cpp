@@ -282,7 +282,7 @@ void in_slabs(const Mover& mover, Pair pair, void (*poll)()) {
 }  // namespace
 
 int64_t kept(const ThinAxis& axis) {
-  if (!axis.bits) return axis.length;
+  if (!axis.bits || axis.length == 0) return axis.length;
   const std::vector<uint64_t> words = words_of(axis.bits, axis.length);
   return count_bits(words.data(), axis.length);
 }

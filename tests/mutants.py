@@ -84,7 +84,9 @@ FAULTS = {
     "a dropped row not cleared": Fault("thin.cpp", "clear(pair, d + 1, wide);", "(void)0;"),
     "an element that is dropped added to": Fault("compress.h", "choose_lanes(bits, ", "choose_lanes(~uint64_t{0}, "),
     "the last that is kept forgotten": Fault("compress.h", "(size_t)in_end * kSize", "(size_t)(in_end - 1) * kSize"),
-    "bits of the run before": Fault("thin.cpp", "bits = axis.bits ? axis.bits + i / 64", "bits = axis.bits ? axis.bits"),
+    "bits of the run before": Fault(
+        "thin.cpp", "bits = axis.bits ? axis.bits + i / 64", "bits = axis.bits ? axis.bits"
+    ),
     "a column of the run before": Fault("piece.h", "next * next_.x + in_run", "0 * next_.x + in_run"),
 }
 

@@ -46,6 +46,13 @@ def test_public_names_have_examples() -> None:
         dropfast.Dropout,
         dropfast.Mask,
         dropfast.Mask.apply,
+        dropfast.Mask.kept,
+        dropfast.Mask.compress,
+        dropfast.Mask.expand,
+        dropfast.thin,
+        dropfast.thin.take,
+        dropfast.thin.put,
+        dropfast.thin.add,
         dropfast.show_config,
     ):
         assert doctest.DocTestParser().get_examples(thing.__doc__ or ""), thing

@@ -1,6 +1,7 @@
 """The promise about bad input to what leaves dropped units out: all of the words, on every backend, nothing written."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -72,10 +73,11 @@ def test_weights_need_a_mask(backend: str) -> None:
     w = X.copy()
     for call in (lambda: thin.take(w), lambda: thin.put(w), lambda: thin.add(w, X)):
         raises(call, TypeError, "give rows or cols or both, masks for the axes 0 and 1; got neither", w)
-    for name, value in [("rows", MASK.keep()), ("cols", [0, 2]), ("rows", 0.5), ("cols", True)]:
+    wrong: list[tuple[str, Any]] = [("rows", MASK.keep()), ("cols", [0, 2]), ("rows", 0.5), ("cols", True)]
+    for name, value in wrong:
         for function in (thin.take, thin.put, lambda w, **masks: thin.add(w, X, **masks)):
             message = f"{name} must be a dropfast.Mask, got {type(value).__name__}"
-            raises(lambda f=function, n=name, v=value: f(w, **{n: v}), TypeError, message, w)
+            raises(partial(function, w, **{name: value}), TypeError, message, w)
 
 
 # ---- arrays --------------------------------------------------------------------------------------
@@ -112,7 +114,7 @@ def test_dtypes_of_outputs(backend: str, name: str) -> None:
         if dtype != np.float32:
             out = sentinel(out_of(name), dtype)
             raises(
-                lambda o=out: call(legal, out=o),
+                partial(call, legal, out=out),
                 TypeError,
                 f"out must have the dtype of {name}, float32, got {dtype}",
                 out,
@@ -147,7 +149,7 @@ def test_shapes_of_outputs(backend: str, name: str) -> None:
     right = out_of(name)
     for shape in ((right[0], right[1] + 1), right[:1], (*right, 1), (right[0] + 1, right[1])):
         out = sentinel(shape)
-        raises(lambda o=out: call(legal, out=o), ValueError, f"out must have the shape {right}, got {out.shape}", out)
+        raises(partial(call, legal, out=out), ValueError, f"out must have the shape {right}, got {out.shape}", out)
 
 
 @each_input
@@ -161,14 +163,14 @@ def test_outputs_that_are_read_only_or_overlap(backend: str, name: str) -> None:
     for strides in ((0, 4), (4, 4)):
         out = np.lib.stride_tricks.as_strided(row, shape, strides)
         message = f"out must not overlap itself, got the strides {strides} for the shape {shape}"
-        raises(lambda o=out: call(legal, out=o), ValueError, message, row)
+        raises(partial(call, legal, out=out), ValueError, message, row)
 
     memory = np.ones(64, np.float32)
     source = memory[: legal.size].reshape(legal.shape)
     message = f"out must not overlap {name}, got an array that shares memory with it"
     for first in (0, 1, legal.size - 1):
         out = memory[first : first + shape[0] * shape[1]].reshape(shape)
-        raises(lambda o=out: call(source, out=o), ValueError, message, memory)
+        raises(partial(call, source, out=out), ValueError, message, memory)
 
 
 def test_not_even_where_all_is_kept(backend: str) -> None:
@@ -250,7 +252,7 @@ def test_the_compiled_backend_refuses_what_does_not_fit() -> None:
                 (X, out[:, 1:], {axis: kept}),
                 (X, out, {0: kept}),
                 (X, out, {axis: kept._replace(bits=kept.bits[:0])}),
-                (X, out, {axis: kept._replace(bits=kept.bits.astype(np.uint16))}),  # type: ignore[arg-type]
+                (X, out, {axis: kept._replace(bits=kept.bits.astype(np.uint16))}),
                 (X, out.view(np.uint32), {axis: kept}),
                 (X, read_only, {axis: kept}),
                 (X[0], out, {axis: kept}),

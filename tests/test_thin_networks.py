@@ -35,7 +35,8 @@ def masked(x: Array, weights: list[Array], masks: list[Mask], dy: Array) -> Resu
     for w, mask in zip(weights, masks[1:], strict=False):
         before.append(inputs[-1] @ w)
         inputs.append(mask.apply(relu(before[-1])))
-    y, d, dw = inputs[-1] @ weights[-1], dy, []
+    y, d = inputs[-1] @ weights[-1], dy
+    dw: list[Array] = []
     for layer in reversed(range(len(weights))):
         dw.insert(0, inputs[layer].T @ d)
         d = masks[layer].apply(d @ weights[layer].T)
@@ -50,7 +51,8 @@ def thinned(x: Array, weights: list[Array], masks: list[Mask], dy: Array) -> Res
     for layer, w in enumerate(weights[:-1]):
         before.append(inputs[-1] @ thin.take(w, masks[layer], masks[layer + 1]))
         inputs.append(relu(before[-1]) * masks[layer + 1].scale)
-    y, d, dw = inputs[-1] @ thin.take(weights[-1], masks[-1]), dy, []
+    y, d = inputs[-1] @ thin.take(weights[-1], masks[-1]), dy
+    dw: list[Array] = []
     for layer in reversed(range(len(weights))):
         ends = (masks[layer], masks[layer + 1] if layer + 1 < len(weights) else None)
         dw.insert(0, thin.put(np.ascontiguousarray(inputs[layer].T @ d), *ends))

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 import dropfast
-from dropfast import Dropout, Mask, dropout
+from dropfast import Dropout, Mask, dropout, thin
 
 Half = npt.NDArray[np.float16]
 Single = npt.NDArray[np.float32]
@@ -38,6 +38,25 @@ def test_what_goes_in_comes_out() -> None:
     assert_type(layer.mask, Mask | None)
     assert_type(mask.window((0, 0), (1, 3)).keep(), npt.NDArray[np.bool_])
     assert_type(dropfast.show_config("dicts"), dict[str, Any])
+
+
+def test_thinned_arrays_too() -> None:
+    units = Mask((2, 3), 0.5, key=1, shared_axes=0)
+    assert_type(units.kept(), npt.NDArray[np.intp])
+    assert_type(units.compress(HALF), Half)
+    assert_type(units.expand(units.compress(SINGLE), out=SINGLE.copy(), scaled=True), Single)
+    part = thin.take(DOUBLE, cols=units)
+    assert_type(part, Double)
+    assert_type(thin.put(part, cols=units), Double)
+    assert_type(thin.add(DOUBLE.copy(), part, cols=units, alpha=np.float32(-0.5)), Double)
+    with pytest.raises(TypeError):
+        units.compress(INTEGERS)  # type: ignore[type-var]  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError):
+        thin.take(INTEGERS, cols=units)  # type: ignore[type-var]  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError):
+        thin.take(SINGLE, [0, 2])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError):
+        units.expand(SINGLE[:, : units.kept().size], scaled="no")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 def test_bfloat16_is_any() -> None:

@@ -178,14 +178,14 @@ def test_what_is_saved_for_backward() -> None:
         saved.append(x)
         return x
 
-    x = torch.randn(1 << 16, requires_grad=True)
+    x = torch.randn(1 << 20, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         nn.functional.dropout(x)
-        assert [t.nbytes for t in saved] == [4 << 16]
+        assert [t.nbytes for t in saved] == [4 << 20]
         saved.clear()
         dropfast.torch.dropout(x)
         dropfast.torch.Dropout()(x)
-        dropfast.torch.apply(Mask(1 << 16, key=1), x)
+        dropfast.torch.apply(Mask(1 << 20, key=1), x)
         assert saved == []
         torch.ops.dropfast.apply(x, torch.tensor([1, 2, 0]), (1,), 1 << 31)
         torch.ops.dropfast.dropout(x, 1 << 31, ())
