@@ -174,7 +174,7 @@ class Chain:
         bits, threshold = np.empty((n + 7) // 8, np.uint8), _checks.threshold(probability(layer.p))
         if n:
             _backend.active.packed(bits, ((n,), (1,), *masks.name(layer, n), threshold))
-        return _Units(Kept(n, int(np.bitwise_count(bits).sum()), bits), axis, _checks.scale(threshold))
+        return _Units(Kept(n, int.from_bytes(bits).bit_count(), bits), axis, _checks.scale(threshold))
 
     def _is_worth_it(self, products: Sequence[int], its: Link, x: Tensor, axis: int) -> bool:
         gain, least = 0.0, _LEAST
