@@ -17,9 +17,11 @@ namespace {
 
 constexpr int64_t kElementsPerThread = 1 << 17;  // as for masks: below, a team costs more than it brings
 constexpr int64_t kShortRun = 64;                // shorter ones become longer: their bits are written out
-constexpr int64_t kItems = 512, kFarItems = 64;  // that are brought together at a time
+constexpr int64_t kMostBits = 1 << 22;           // that are written out
 
-constexpr int64_t kMostBits = 1 << 22;  // that are written out
+// Elements that are not side by side are brought together, so many at a time: fewer where they are far apart, and only
+// the next run makes use of the rest of their cache lines.
+constexpr int64_t kItems = 512, kFarItems = 64, kFarBytes = 1024;
 
 // The bits of an axis that has none, for so many positions: all are kept.
 struct AllKept {
@@ -85,13 +87,11 @@ class Mover {
 
   void run(Pair pair) const {
     const int inner = pair.n - 1;
-    if (inner > 0 && !side_by_side(pair.axes[inner])) {
-      // What is between the elements of a run is for the next one, which comes while it is in the cache.
-      while (pair.axes[inner].length > 0) {
-        const Pair part = pair.cut(inner, kFarItems);
-        visit(part, 0, part.wide, part.compact);
-      }
-      return;
+    const Along& run = pair.axes[inner];
+    const bool is_far = std::max(std::abs(run.wide), std::abs(run.compact)) >= kFarBytes;
+    while (inner > 0 && is_far && run.length > kFarItems) {
+      const Pair part = pair.cut(inner, kFarItems);
+      visit(part, 0, part.wide, part.compact);
     }
     visit(pair, 0, pair.wide, pair.compact);
   }

@@ -377,6 +377,8 @@ def not_an_array(name: str, value: Any) -> TypeError:
 
 def _overlaps_itself(array: npt.NDArray[Any]) -> bool:
     """Return whether elements may share memory: an axis steps less far than the ones inside it reach."""
+    if array.flags.c_contiguous:
+        return False
     reach = array.itemsize
     for stride, n in sorted((abs(stride), n) for stride, n in zip(array.strides, array.shape, strict=True) if n > 1):
         if stride < reach:
@@ -441,6 +443,7 @@ class Kept(NamedTuple):
     bits: npt.NDArray[np.uint8]  # which: those of Mask.packed()
 
 
+@functools.lru_cache(maxsize=1024)
 def one_axis(noise_shape: tuple[int, ...], shared_axes: tuple[int, ...]) -> int:
     """Return the one axis that a mask varies along; where an axis is longer than 1, those of length 1 are none."""
     axes = [axis for axis in range(len(noise_shape)) if axis not in shared_axes]

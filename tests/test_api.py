@@ -18,7 +18,7 @@ from expected import assert_same_bits
 from processes import run_python
 
 import dropfast
-from dropfast import Dropout, Mask, _backend, _checks, dropout, show_config
+from dropfast import Dropout, Mask, _backend, _checks, dropout, show_config, thin
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 each_rate = pytest.mark.parametrize("rate", RATES.values(), ids=RATES)
@@ -28,7 +28,7 @@ each_rate = pytest.mark.parametrize("rate", RATES.values(), ids=RATES)
 
 
 def test_public_names_and_signatures() -> None:
-    assert sorted(dropfast.__all__) == ["Dropout", "Mask", "__version__", "dropout", "show_config"]
+    assert sorted(dropfast.__all__) == ["Dropout", "Mask", "__version__", "dropout", "show_config", "thin"]
 
     def parameters(function: Any) -> list[tuple[str, Any, bool]]:
         return [(p.name, p.default, p.kind is p.KEYWORD_ONLY) for p in inspect.signature(function).parameters.values()]
@@ -46,6 +46,15 @@ def test_public_names_and_signatures() -> None:
         *shared,
     ]
     assert parameters(Dropout) == [("rate", 0.5, False), *shared, ("rng", None, True)]
+    assert parameters(Mask.compress) == [("self", needed, False), ("x", needed, False), ("out", None, False)]
+    assert parameters(Mask.expand) == [
+        *[("self", needed, False), ("y", needed, False), ("out", None, False), ("scaled", False, False)]
+    ]
+    masks = [("rows", None, False), ("cols", None, False)]
+    assert sorted(thin.__all__) == ["add", "put", "take"]
+    assert parameters(thin.take) == [("w", needed, False), *masks, ("out", None, False)]
+    assert parameters(thin.put) == [("g", needed, False), *masks, ("out", None, False)]
+    assert parameters(thin.add) == [("w", needed, False), ("g", needed, False), *masks, ("alpha", 1.0, False)]
 
 
 def test_version_is_that_of_the_installation() -> None:
