@@ -21,18 +21,25 @@ from dropfast.torch.conversion import convert, revert
 from dropfast.torch.functions import apply, dropout
 from dropfast.torch.layers import Dropout, Dropout1d, Dropout2d, Dropout3d
 from dropfast.torch.override import disable, enable
+from dropfast.torch.thin_functions import conv2d, linear
+from dropfast.torch.thin_models import ThinSequential, sample, thin
 
 __all__ = [
     "Dropout",
     "Dropout1d",
     "Dropout2d",
     "Dropout3d",
+    "ThinSequential",
     "apply",
+    "conv2d",
     "convert",
     "disable",
     "dropout",
     "enable",
+    "linear",
     "revert",
+    "sample",
+    "thin",
 ]
 
 for _name in __all__:  # which room a thing stands in is no promise

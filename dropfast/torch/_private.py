@@ -38,6 +38,7 @@ REASONS = {
     "Tensor._is_view": "to refuse in time to write into a view of a leaf",
     "Tensor._base": "to refuse in time to write into a view of a leaf",
     "distributed.tensor.DTensor._spec": "to know that the axes of a mesh cut a tensor in their order",
+    "nn.modules.module._has_any_global_hook": "to leave alone what hooks want to see",
     "nn.Module._load_from_state_dict": "to load files of old, which had the layers' keys",
 }
 
@@ -66,6 +67,7 @@ is_functorch_active = find("_C._are_functorch_transforms_active")
 extension_file = find("_C.__file__")
 fused_dropout = find("_fused_dropout")
 tracing_context = find("_guards.TracingContext").try_get
+has_any_global_hook = find("nn.modules.module._has_any_global_hook")
 is_wrapper = find("utils._python_dispatch.is_traceable_wrapper_subclass")
 for _name in REASONS:
     if not _name.startswith("distributed."):
@@ -105,6 +107,12 @@ def forget_kernels(*operators: Any) -> None:
     """Let Python look once more for the kernels of operators."""
     for operator in operators:
         operator._dispatch_cache.clear()
+
+
+def is_bare(module: torch.nn.Module) -> bool:
+    """Return whether calling a module is no more than calling the `forward` of its class."""
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return not hooks and "forward" not in module.__dict__
 
 
 def is_cut_in_another_order(input: Any) -> bool:

@@ -6,17 +6,15 @@ import logging
 
 from torch import nn
 
-from dropfast.torch.layers import Dropout, Dropout1d, Dropout2d, Dropout3d
+from dropfast.torch.layers import OURS, own_dropout
+from dropfast.torch.thin_models import ThinSequential
 
 _log = logging.getLogger("dropfast.torch")
 
-_OURS: dict[type[nn.Module], type[nn.Module]] = {
-    nn.Dropout: Dropout,
-    nn.Dropout1d: Dropout1d,
-    nn.Dropout2d: Dropout2d,
-    nn.Dropout3d: Dropout3d,
+_THEIRS: dict[type[nn.Module], type[nn.Module]] = {
+    **{ours: theirs for theirs, ours in OURS.items()},
+    ThinSequential: nn.Sequential,
 }
-_THEIRS = {ours: theirs for theirs, ours in _OURS.items()}
 
 
 def convert(model: nn.Module) -> list[str]:
@@ -54,21 +52,21 @@ def convert(model: nn.Module) -> list[str]:
     <class 'dropfast.torch.Dropout'>
     """
     names, left = [], []
-    turned = {module for module in model.modules() if type(module) in _OURS and module.p != 0}
+    turned = {module for module in model.modules() if type(module) in OURS and module.p != 0}
     for name, module in model.named_modules(remove_duplicate=False):
         if module in turned:
             names.append(name)
-        elif type(module) not in _OURS and (of := _own_dropout(module)):
+        elif type(module) not in OURS and (of := own_dropout(module)):
             left.append(f"{name or 'the model'} ({type(module).__name__}, {of})")
     for module in turned:
-        module.__class__ = _OURS[type(module)]
+        module.__class__ = OURS[type(module)]
     if left:
         _log.warning("convert leaves %s as it is; dropfast.torch.enable() reaches every dropout", ", ".join(left))
     return names
 
 
 def revert(model: nn.Module) -> list[str]:
-    """Turn dropfast's layers of a model into PyTorch's own: undo `convert`, and return their names.
+    """Turn dropfast's layers of a model into PyTorch's own: undo `convert` and `thin`, and return their names.
 
     Parameters
     ----------
@@ -97,12 +95,3 @@ def revert(model: nn.Module) -> list[str]:
                 module.__dict__.pop(own, None)
             module.__class__ = _THEIRS[type(module)]
     return names
-
-
-def _own_dropout(module: nn.Module) -> str | None:
-    """Return what a module seems to drop by itself."""
-    if type(module) in _THEIRS:
-        return None
-    name = "p" if isinstance(module, (*_OURS, nn.AlphaDropout, nn.FeatureAlphaDropout)) else "dropout"
-    rate = getattr(module, name, 0)
-    return f"{name}={rate}" if isinstance(rate, (int, float)) and rate > 0 else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, SupportsIndex
 
 import torch
@@ -26,8 +26,17 @@ class _Layer:
     #: What PyTorch has for it.
     _module: ClassVar[type[torch.nn.Module]]
 
-    def __init__(self, p: float = 0.5, inplace: bool = False, *, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self,
+        p: float = 0.5,
+        inplace: bool = False,
+        *,
+        shared_axes: SupportsIndex | Iterable[SupportsIndex] = (),
+        noise_shape: Iterable[SupportsIndex | None] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
         super().__init__(probability(p), inplace)  # type: ignore[call-arg]
+        self._shared_axes, self._noise_shape = _checks.sharing_of_any_shape(shared_axes, noise_shape)
         self.generator = generator
 
     def forward(self, input: Tensor) -> Tensor:
@@ -47,6 +56,12 @@ class _Layer:
             noise_shape=self._noise_shape,
             generator=self.generator,
         )
+
+    def extra_repr(self) -> str:
+        """Return the arguments."""
+        shared = f", shared_axes={self._shared_axes}" if self._shared_axes else ""
+        noise = f", noise_shape={self._noise_shape}" if self._noise_shape is not None else ""
+        return f"{super().extra_repr()}{shared}{noise}"  # type: ignore[misc]
 
     def __prepare_scriptable__(self) -> torch.nn.Module:
         """Return what torch.jit.script makes of the layer: PyTorch's own."""
@@ -109,27 +124,19 @@ class Dropout(_Layer, torch.nn.Dropout):
 
     _module = torch.nn.Dropout
 
+
+class _ChannelLayer(_Layer):
+    """A layer whose masks are shared by all of a channel, which depends on the number of the input's axes."""
+
     def __init__(
         self,
         p: float = 0.5,
         inplace: bool = False,
         *,
         shared_axes: SupportsIndex | Iterable[SupportsIndex] = (),
-        noise_shape: Iterable[SupportsIndex | None] | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(p, inplace, generator=generator)
-        self._shared_axes, self._noise_shape = _checks.sharing_of_any_shape(shared_axes, noise_shape)
-
-    def extra_repr(self) -> str:
-        """Return the arguments."""
-        shared = f", shared_axes={self._shared_axes}" if self._shared_axes else ""
-        noise = f", noise_shape={self._noise_shape}" if self._noise_shape is not None else ""
-        return f"{super().extra_repr()}{shared}{noise}"
-
-
-class _ChannelLayer(_Layer):
-    """A layer whose masks are shared by all of a channel, which depends on the number of the input's axes."""
+        super().__init__(p, inplace, shared_axes=shared_axes, generator=generator)
 
     #: PyTorch's own function, the numbers of axes that it is meant for, and where the channels are.
     _function: ClassVar[Callable[..., Tensor]]
@@ -139,18 +146,19 @@ class _ChannelLayer(_Layer):
     def _dropout(self, input: Tensor) -> Tensor:
         if not self.training or not isinstance(input, Tensor):
             return super()._dropout(input)
-        if not is_ours(input):
+        if not is_ours(input) and not self._shared_axes:
             return type(self)._function(input, self.p, True, self.inplace)
         if input.ndim not in self._meant_for:
             type(self)._function(torch.empty((1,) * input.ndim, device="meta"))  # warns or raises, in PyTorch's words
-        axes = tuple(range(type(self)._channel(input.ndim) + 1, input.ndim))
+        axes = shared_axes_of(self, input.shape)
         return dropout(input, self.p, True, self.inplace, shared_axes=axes, generator=self.generator)
 
 
 class Dropout1d(_ChannelLayer, torch.nn.Dropout1d):
     """Zero whole channels of inputs (N, C, L) or (C, L), in the place of `torch.nn.Dropout1d`.
 
-    Parameters, attributes and guarantees are those of `Dropout`, without `shared_axes` and `noise_shape`.
+    Parameters, attributes and guarantees are those of `Dropout`, without `noise_shape`; ``shared_axes=0`` zeroes the
+    same channels for the whole batch.
     """
 
     _module, _function = torch.nn.Dropout1d, functional.dropout1d
@@ -160,7 +168,8 @@ class Dropout1d(_ChannelLayer, torch.nn.Dropout1d):
 class Dropout2d(_ChannelLayer, torch.nn.Dropout2d):
     """Zero whole channels of inputs (N, C, H, W), in the place of `torch.nn.Dropout2d`, with its warnings for others.
 
-    Parameters, attributes and guarantees are those of `Dropout`, without `shared_axes` and `noise_shape`.
+    Parameters, attributes and guarantees are those of `Dropout`, without `noise_shape`; ``shared_axes=0`` zeroes the
+    same channels for the whole batch.
     """
 
     _module, _function = torch.nn.Dropout2d, functional.dropout2d
@@ -170,8 +179,40 @@ class Dropout2d(_ChannelLayer, torch.nn.Dropout2d):
 class Dropout3d(_ChannelLayer, torch.nn.Dropout3d):
     """Zero whole channels of inputs (N, C, D, H, W) or (C, D, H, W), in the place of `torch.nn.Dropout3d`.
 
-    Parameters, attributes and guarantees are those of `Dropout`, without `shared_axes` and `noise_shape`.
+    Parameters, attributes and guarantees are those of `Dropout`, without `noise_shape`; ``shared_axes=0`` zeroes the
+    same channels for the whole batch.
     """
 
     _module, _function = torch.nn.Dropout3d, functional.dropout3d
     _meant_for, _channel = (4, 5), lambda ndim: 1 if ndim == 5 else 0
+
+
+#: By PyTorch's.
+OURS: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
+    layer._module: layer for layer in (Dropout, Dropout1d, Dropout2d, Dropout3d)
+}
+
+
+def shared_axes_of(layer: torch.nn.Module, shape: Sequence[int | None]) -> tuple[int, ...]:
+    """Return along which axes of an input a layer, of ours or PyTorch's own, shares its masks; None is any length."""
+    noise_shape = getattr(layer, "_noise_shape", None)
+    if noise_shape is None:
+        axes = _checks.axes_in(len(shape), getattr(layer, "_shared_axes", ()))
+    elif len(noise_shape) != len(shape) or any(
+        full is not None and n not in (None, 1, full) for n, full in zip(noise_shape, shape, strict=True)
+    ):
+        raise _checks.wrong_noise_shape(tuple(shape), noise_shape)
+    else:
+        axes = tuple(axis for axis, n in enumerate(noise_shape) if n == 1)
+    channel = getattr(OURS.get(type(layer), type(layer)), "_channel", None)
+    inside = range(channel(len(shape)) + 1, len(shape)) if channel else ()
+    return tuple(sorted({*axes, *inside}))
+
+
+def own_dropout(module: torch.nn.Module) -> str | None:
+    """Return what a module that is none of ours seems to drop by itself."""
+    if type(module) in OURS.values():
+        return None
+    name = "p" if isinstance(module, (*OURS, torch.nn.AlphaDropout, torch.nn.FeatureAlphaDropout)) else "dropout"
+    rate = getattr(module, name, 0)
+    return f"{name}={rate}" if isinstance(rate, (int, float)) and rate > 0 else None

@@ -140,7 +140,8 @@ def test_docstrings(backend: str) -> None:
             for test in finder.find(thing, name or module.__name__, module=False):
                 found[test.name] = test
     with_examples = {name for name, test in found.items() if test.examples}
-    assert {"dropfast.torch", "Dropout", "apply", "convert", "dropout", "revert"} <= with_examples
+    names = ("Dropout", "apply", "conv2d", "convert", "dropout", "linear", "revert", "sample", "thin")
+    assert {"dropfast.torch", *names} <= with_examples
     for name in with_examples:
         run(found[name])
 

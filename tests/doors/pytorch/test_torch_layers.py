@@ -35,6 +35,18 @@ def test_channels_are_dropped_as_torch_does(name: str, shape: Shape, shared_axes
     assert len(rows[..., 0].unique()) == 2  # ... and not elsewhere
 
 
+@pytest.mark.parametrize(("name", "shape", "shared_axes"), CHANNELS[::2], ids=[c[0] for c in CHANNELS[::2]])
+def test_channels_may_be_those_of_a_batch(name: str, shape: Shape, shared_axes: tuple[int, ...]) -> None:
+    layer = getattr(dropfast.torch, name)(0.5, shared_axes=0)
+    assert repr(layer) == f"{name}(p=0.5, inplace=False, shared_axes=(0,))"
+    x = torch.randn(shape)
+    mask = next_mask(shape, shared_axes=(0, *shared_axes))
+    assert torch.equal(layer(x), dropfast.torch.apply(mask, x))
+    assert layer(x.to("meta")).shape == shape
+    with pytest.raises(TypeError, match="knows no shared_axes"):
+        layer.__prepare_scriptable__()
+
+
 UNUSUAL: list[tuple[str, Shape]] = [
     *[("Dropout1d", shape) for shape in ((5,), (2, 3, 4, 5))],
     *[("Dropout2d", shape) for shape in ((5,), (4, 5), (3, 4, 5), (2, 3, 4, 5, 6))],
