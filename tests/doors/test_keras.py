@@ -126,23 +126,37 @@ OTHERWISE = (
     "test_validate_noise_shape_zero_value",
 )
 DROPOUT = ("layers/regularization/dropout_test.py", "layers/regularization/spatial_dropout_test.py")
-OWN = {"dropout": DROPOUT, "cloning": ("models/cloning_test.py",)}
+#: Those of the rest that have dropout in them. (None of those of saving have.)
+WITH_DROPOUT = (
+    "test_training_arg_value_resolution",
+    "test_quantize_unbuilt",
+    "test_predict_dropout",
+    "test_rng_updated_during_predict",
+    "test_set_random_seed_with_seed_generator",
+)
+OTHERS = ("layers/layer_test.py", "models/model_test.py", "trainers/trainer_test.py", "utils/rng_utils_test.py")
+#: Files, and which of their tests.
+OWN = {
+    "dropout": (DROPOUT, f"not ({' or '.join(OTHERWISE)})"),
+    "cloning": (("models/cloning_test.py",), "test"),
+    "others": (OTHERS, " or ".join(WITH_DROPOUT)),
+}
 
 
 @pytest.mark.parametrize("backend_of_keras", BACKENDS)
 @pytest.mark.parametrize("of", OWN)
 def test_kerass_own_tests(of: str, backend_of_keras: str, tmp_path: Path) -> None:
     """As Keras installs them, but with layers of ours."""
-    spec = find_spec("keras")
+    (files, which), spec = OWN[of], find_spec("keras")
     assert spec is not None
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     result = run_module(
         "pytest",
         *("-q", "-p", "no:cacheprovider", "-p", "keras_own", "-W", "ignore", "-c", str(tmp_path / "pytest.ini")),
-        *("-k", f"not ({' or '.join(OTHERWISE)})"),
-        *(str(Path(str(spec.origin)).parent / "src" / file) for file in OWN[of]),
+        *("-k", which),
+        *(str(Path(str(spec.origin)).parent / "src" / file) for file in files),
         env={"KERAS_BACKEND": backend_of_keras, "PYTHONPATH": str(HERE.parent)},
         patience=PATIENCE,
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    assert int(re.findall(r"(\d+) passed", result.stdout)[0]) >= 8, result.stdout
+    assert int(re.findall(r"(\d+) passed", result.stdout)[0]) >= 6, result.stdout
