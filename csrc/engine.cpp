@@ -10,6 +10,7 @@
 #include "batch.h"
 #include "bits.h"
 #include "kernels.h"
+#include "moved.h"
 #include "piece.h"
 #include "threads.h"
 
@@ -35,8 +36,16 @@ bool continues(const Axis& outer, const Axis& inner) {
          (uint64_t)outer.mask == (uint64_t)inner.length * (uint64_t)inner.mask;
 }
 
-// The same elements in the same order with as few axes as possible: an axis that goes on where the one inside it ends
-// is one with it. Returns how many; none for a single element.
+// Adds an axis inside n others: one with the last of them where it goes on where that ends, so that they are few.
+void add_inside(Axis* axes, int& n, const Axis& inner) {
+  if (n > 0 && continues(axes[n - 1], inner)) {
+    axes[n - 1] = {axes[n - 1].length * inner.length, inner.x, inner.out, inner.mask};
+  } else {
+    axes[n++] = inner;
+  }
+}
+
+// The axes of a mask. Returns how many; none for a single element.
 int merge_axes(const dropfast_mask& mask, const int64_t* x_strides, const int64_t* out_strides, Axis* axes) {
   // Beside an empty axis others may be longer than can be multiplied.
   if (std::find(mask.shape, mask.shape + mask.ndim, 0) != mask.shape + mask.ndim) {
@@ -45,13 +54,7 @@ int merge_axes(const dropfast_mask& mask, const int64_t* x_strides, const int64_
   }
   int n = 0;
   for (int d = 0; d < mask.ndim; ++d) {
-    if (mask.shape[d] == 1) continue;
-    const Axis inner = {mask.shape[d], x_strides[d], out_strides[d], mask.strides[d]};
-    if (n > 0 && continues(axes[n - 1], inner)) {
-      axes[n - 1] = {axes[n - 1].length * inner.length, inner.x, inner.out, inner.mask};
-    } else {
-      axes[n++] = inner;
-    }
+    if (mask.shape[d] > 1) add_inside(axes, n, {mask.shape[d], x_strides[d], out_strides[d], mask.strides[d]});
   }
   return n;
 }
@@ -78,7 +81,7 @@ int axis_to_divide(const Axis* axes, int n, int threads) {
 
 // Calls work(axes, x, out, start) for all of these elements, or on several threads for parts of them.
 template <class Work>
-void on_threads(const Axis* axes, int n, const char* x, char* out, uint64_t start, const Work& work) {
+void on_threads(Axis* axes, int n, const char* x, char* out, uint64_t start, const Work& work) {
   int64_t size = 1;
   for (int d = 0; d < n; ++d) size *= axes[d].length;
   if (size < 2 * kElementsPerThread) {
@@ -119,8 +122,18 @@ void apply(const dropfast_mask* mask, dropfast_dtype dtype, const void* x, const
   const Kernels& kernels = kernels_in_use();
   const bool streaming = x != out && size * kItemSize[dtype] >= kStreamingBytes;
   on_threads(axes, n, (const char*)x, (char*)out, mask->start,
-             [&](const Axis* mine, const char* x, char* out, uint64_t start) {
-               Piece(kernels, *mask, dtype, mine, n, streaming).apply(x, out, start);
+             [&](Axis* mine, const char* x, char* out, uint64_t start) {
+               if (!is_moved(mine, n, kItemSize[dtype]))
+                 return Piece(kernels, *mask, dtype, mine, n, streaming).apply(x, out, start);
+               in_parts(mine, n, x, out, start, [&](const Axis* part, const char* x, char* out, uint64_t start) {
+                 move(part, n, x, out, kItemSize[dtype]);
+                 Axis in_place[DROPFAST_MAX_NDIM];
+                 int merged = 0;
+                 for (const Axis* axis = part; axis < part + n; ++axis) {
+                   add_inside(in_place, merged, {axis->length, axis->out, axis->out, axis->mask});
+                 }
+                 Piece(kernels, *mask, dtype, in_place, merged, false).apply(out, out, start);
+               });
              });
 }
 
@@ -157,7 +170,7 @@ void apply_and_keep(const dropfast_mask* mask, dropfast_dtype dtype, const void*
 void select(dropfast_dtype dtype, const void* x, void* out, int64_t n, const uint8_t* kept, double scale) {
   const Kernels& kernels = kernels_in_use();
   const int64_t size = kItemSize[dtype];
-  const Axis axis = {n, size, size, 1};
+  Axis axis = {n, size, size, 1};
   on_threads(&axis, 1, (const char*)x, (char*)out, 0, [&](const Axis* run, const char* x, char* out, uint64_t first) {
     constexpr int64_t kAtOnce = 4096;
     uint64_t keep[kAtOnce / 64 + 1] = {};

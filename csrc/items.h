@@ -15,6 +15,7 @@ inline void copy_items(char* to, int64_t to_stride, const char* from, int64_t fr
       for (int64_t i = 0; i < n; ++i) memcpy(to + i * to_stride, from + i * from_stride, size);
     };
     // Where it knows the strides, too, whole vectors.
+    if (to_stride == size && from_stride == size) return by(size, size);
     if (to_stride == size && from_stride == 2 * size) return by(size, 2 * size);
     if (to_stride == 2 * size && from_stride == size) return by(2 * size, size);
     if (to_stride == size && from_stride == -size) return by(size, -size);

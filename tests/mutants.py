@@ -87,6 +87,8 @@ FAULTS = {
     "bits of the run before": Fault(
         "thin.cpp", "bits = axis.bits ? axis.bits + i / 64", "bits = axis.bits ? axis.bits"
     ),
+    "a part moved to the first's place": Fault("moved.h", "start + (uint64_t)half * (uint64_t)cut->mask", "start"),
+    "a tile's column of another": Fault("moved.h", "tile + c * kRows * size", "tile + (c ^ 1) * kRows * size"),
     "a column of the run before": Fault("piece.h", "next * next_.x + in_run", "0 * next_.x + in_run"),
 }
 

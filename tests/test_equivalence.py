@@ -376,3 +376,27 @@ def test_larger_than_the_caches(backend: str, case: tuple[str, Shape, str, int])
     assert_same_bits(out, expected.output(x, kept, 0.25))
     assert (memory[:offset] == 0xA5).all()
     assert (memory[offset + x.nbytes :] == 0xA5).all()
+
+
+# Where what lies side by side in out is further apart in x than caches hold, elements are moved first: (dtype, shape,
+# the order of its axes in the memory of x and of out).
+FAR: dict[str, tuple[str, Shape, tuple[int, ...], tuple[int, ...]]] = {
+    "fortran-from-rows": ("float32", (401, 703), (0, 1), (1, 0)),
+    "rows-from-fortran": ("bfloat16", (701, 803), (1, 0), (0, 1)),
+    "samples-last": ("float64", (9, 20, 31, 33), (0, 2, 3, 1), (3, 2, 1, 0)),
+    "samples-first": ("float16", (14, 50, 23, 35), (3, 2, 1, 0), (0, 2, 1, 3)),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("case", FAR.values(), ids=FAR)
+def test_far_apart(backend: str, mode: str, case: tuple[str, Shape, tuple[int, ...], tuple[int, ...]]) -> None:
+    name, shape, x_order, out_order = case
+    options, x = MODES[mode](shape), values(shape, DTYPES[name])
+    memory = np.full(x.size + 64, 7, x.dtype)
+    out = np.flip(memory[32:-32].reshape([shape[d] for d in out_order]).transpose(np.argsort(out_order)))
+    x_there = np.ascontiguousarray(x.transpose(x_order)).transpose(np.argsort(x_order))
+    dropfast.Mask(shape, 0.3, key=KEY, **options).apply(x_there, out=out)
+    assert_same_bits(out, expected.output(x, expected.keep(shape, 0.3, KEY, **options), 0.3))
+    assert (memory[:32] == 7).all()
+    assert (memory[-32:] == 7).all()
