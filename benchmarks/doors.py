@@ -4,6 +4,7 @@ python benchmarks/doors.py [torch] [tensorflow] [jax] [keras]   (all if none is 
 """
 
 import sys
+import time
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -15,7 +16,7 @@ from dropfast.bench.contenders import Copy
 from dropfast.bench.measure import Timing, measure
 from dropfast.bench.tables import figure
 
-SHAPES = (4, 10), (32, 256), (1024, 1024)
+CASES = ((4, 10), 0.5), ((32, 256), 0.5), ((1024, 1024), 0.5), ((1024, 1024), 0.1)
 ROUNDS = 31
 
 
@@ -47,17 +48,17 @@ class Layer(Contender):
 
 
 class Function(Contender):
-    """A function of TensorFlow, eager or in a graph."""
+    """A function of TensorFlow: eager, in a graph, or compiled by XLA."""
 
     distributions = "tensorflow", "tensorflow-cpu"
 
-    def __init__(self, name: str, module: str, *, graph: bool) -> None:
-        self.name, self._module, self._graph = name + (", graph" if graph else ", eager"), module, graph
+    def __init__(self, name: str, module: str, way: str, **how: Any) -> None:
+        self.name, self._module, self._way, self._how = f"{name}, {way}", module, way, how
 
     def prepare(self, case: Case) -> Run:
         tf = import_module("tensorflow")
         tf.get_logger().setLevel("ERROR")  # it warns of functions that are made anew for each case, which is meant here
-        dropout = partial(import_module(self._module).dropout, rate=case.rate)
+        dropout = partial(import_module(self._module).dropout, rate=case.rate, **self._how)
 
         def both(x: Any, dy: Any) -> tuple[Any, Any]:
             with tf.GradientTape() as tape:
@@ -66,8 +67,8 @@ class Function(Contender):
             return y, tape.gradient(y, x, output_gradients=dy)
 
         run = both if case.backward else lambda x, dy: dropout(x)
-        if self._graph:
-            run = tf.function(run, autograph=False)
+        if self._way != "eager":
+            run = tf.function(run, autograph=False, jit_compile=self._way == "XLA")
         x, dy = tf.constant(case.x()), tf.constant(case.dy())
         return lambda: run(x, dy)
 
@@ -118,23 +119,35 @@ def pairs(framework: str) -> list[tuple[Contender, Contender]]:
     if framework == "torch":
         return [(Layer("torch.nn"), Layer("dropfast.torch"))]
     if framework == "tensorflow":
+        ways: list[tuple[str, dict[str, Any]]] = [
+            ("eager", {}),
+            ("graph", {}),
+            ("XLA", {}),
+            ("graph", {"portable": True}),
+        ]
         return [
             (
-                Function("tf.nn.dropout", "tensorflow.nn", graph=graph),
-                Function("dropfast.tensorflow", "dropfast.tensorflow", graph=graph),
+                Function("tf.nn.dropout", "tensorflow.nn", way),
+                Function("dropfast.tensorflow" + " (portable)" * bool(how), "dropfast.tensorflow", way, **how),
             )
-            for graph in (False, True)
+            for way, how in ways
         ]
     if framework == "jax":
         door = import_module("dropfast.jax")
+        theirs = peers.Jax("bernoulli and where", generator="threefry2x32")
         return [
-            (
-                peers.Jax("bernoulli and where", generator="threefry2x32"),
-                Jitted(f"dropfast.jax ({door.road()})", lambda key, x, rate: door.dropout(key, x, rate)),
-            )
+            (theirs, Jitted(f"dropfast.jax ({door.road()})", door.dropout)),
+            (theirs, Jitted("dropfast.jax (portable)", partial(door.dropout, portable=True))),
         ]
     backend = import_module("keras").config.backend()
     return [(Called(f"keras.layers on {backend}", "keras.layers"), Called("dropfast.keras", "dropfast.keras"))]
+
+
+def first_call(contender: Contender, case: Case) -> float:
+    """Return the seconds of all that comes before a second call: tracing, and compiling where that is done."""
+    run, began = contender.prepare(case), time.perf_counter()
+    run()
+    return time.perf_counter() - began
 
 
 def time_of(timing: Timing) -> str:
@@ -150,15 +163,17 @@ def main() -> None:
         print(*machine.describe()[:2], sep="\n")
         for framework in frameworks:
             for theirs, ours in pairs(framework):
-                print(f"\n| rate 0.5, float32 | {theirs.name} | {ours.name} | times as fast | share of np.copyto |")
+                print(f"\n| float32 | {theirs.name} | {ours.name} | times as fast | share of np.copyto |")
                 print("|---|---|---|---|---|")
                 for backward in (False, True)[: 1 + ours.backward]:
-                    for shape in SHAPES:
-                        case = Case(shape, 0.5, backward=backward)
+                    for shape, rate in CASES:
+                        case = Case(shape, rate, backward=backward)
                         copy, own, door = measure(case, [Copy(), theirs, ours], ROUNDS)
-                        what = "x".join(map(str, shape)) + ", and backward" * backward
+                        what = f"{'x'.join(map(str, shape))}, rate {rate}" + ", and backward" * backward
                         ratios = figure(own.median / door.median), figure(copy.median / door.median)
                         print("|", " | ".join([what, time_of(own), time_of(door), *ratios]), "|", flush=True)
+                firsts = [f"{first_call(contender, Case(*CASES[-1])):.2f} s" for contender in (theirs, ours)]
+                print("| first call |", " | ".join(firsts), "| | |", flush=True)
 
 
 if __name__ == "__main__":

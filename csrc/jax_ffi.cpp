@@ -1,5 +1,5 @@
 // The JAX door: the engine as a handler of XLA's foreign function interface. XLA calls it from its own threads, without
-// Python; dropfast/jax.py says what the operands are.
+// Python; dropfast/jax/_primitive.py says what the operands are.
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
@@ -81,7 +81,7 @@ XLA_FFI_DEFINE_HANDLER(handler, apply,
 }  // namespace
 
 PYBIND11_MODULE(_jax_ffi, m, py::mod_gil_not_used(), py::multiple_interpreters::per_interpreter_gil()) {
-  m.doc() = "dropfast as a handler of XLA's foreign function interface; see dropfast/jax.py.";
+  m.doc() = "dropfast as a handler of XLA's foreign function interface; see dropfast/jax/_handler.py.";
   api = py::module_::import("dropfast._native").attr("_C_API").cast<py::capsule>();
   if (api->version != DROPFAST_API_VERSION) {
     throw py::import_error("dropfast._jax_ffi and dropfast._native are of different versions");

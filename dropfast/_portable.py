@@ -20,6 +20,7 @@ BLOCK = 128  # elements that share one Philox call a plane
 
 Array: TypeAlias = Any
 Pair: TypeAlias = tuple[Array, Array]
+Body: TypeAlias = Callable[[Any, tuple[Array, ...]], tuple[Array, ...]]
 
 
 class Arrays(Protocol):
@@ -66,8 +67,8 @@ class Arrays(Protocol):
     def in_memory(self, words: Array) -> Array:
         """Return words that are computed once, and not once more for each of their bits."""
 
-    def repeat(self, n: Any, body: Callable[[Any, tuple[Array, ...]], tuple[Array, ...]], of: tuple[Array, ...]) -> Any:
-        """Return ``body(n - 1, ... body(1, body(0, of)))``. The arrays may broadcast."""
+    def repeat(self, n: int, body: Body, of: tuple[Array, ...], shape: tuple[Any, ...]) -> Any:
+        """Return ``body(n - 1, ... body(1, body(0, of)))``. The arrays may broadcast, in the end to this shape."""
 
 
 # ---- numbers of 32 and 64 bits -------------------------------------------------------------------
@@ -107,8 +108,8 @@ def advanced(xp: Arrays, index: Pair, by: Array, stride: int) -> Pair:
 # ---- draw ----------------------------------------------------------------------------------------
 
 
-def _philox(xp: Arrays, counter: tuple[Array, Array, Array, Array], key: Pair) -> tuple[Array, ...]:
-    """Philox4x32-10 on words that broadcast."""
+def _philox(xp: Arrays, shape: tuple[Any, ...], counter: tuple[Array, ...], key: Pair) -> tuple[Array, ...]:
+    """Philox4x32-10 on words that broadcast to this shape."""
     high, low = key
 
     def one_round(i: Any, c: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -118,7 +119,7 @@ def _philox(xp: Arrays, counter: tuple[Array, Array, Array, Array], key: Pair) -
         k1 = _low(xp, high + i * xp.word(WEYL[1]))
         return high1 ^ c[1] ^ k0, low1, high0 ^ c[3] ^ k1, low0
 
-    return tuple(xp.repeat(ROUNDS, one_round, counter))
+    return tuple(xp.repeat(ROUNDS, one_round, counter, shape))
 
 
 def _keep_words(xp: Arrays, shape: tuple[Any, ...], blocks: Pair, key: Pair, draw: Array, threshold: Any) -> Array:
@@ -136,18 +137,19 @@ def _keep_words(xp: Arrays, shape: tuple[Any, ...], blocks: Pair, key: Pair, dra
     def some_planes(i: Any, kept: tuple[Array]) -> tuple[Array]:
         (keep,) = kept
         k = xp.reshape(xp.arange(each) + (times - 1 - i) * each, (each, 1, 1, 1))
-        planes = xp.stack(list(_philox(xp, (blocks[1], blocks[0], draw, k), key)))
+        planes = xp.stack(list(_philox(xp, (each, *shape), (blocks[1], blocks[0], draw, k), key)))
         if known and times == 1:
             for j in reversed(range(each)):
                 keep = planes[j] & keep if low >> 31 - j & 1 else planes[j] | keep
         else:
-            ones = xp.right(xp.word(low) if known else low, 31 - k) & 1
-            has_0 = _low(xp, ones - 1)[..., None]  # all ones where the threshold has a 0
+            # All ones where the threshold has a 1: "and" is "or" of what is inverted. So keep is used once:
+            # compilers may compute it again for each use, and for each of these what it is made of.
+            ones = _low(xp, 0 - (xp.right(xp.word(low) if known else low, 31 - k) & 1))[..., None]
             for j in reversed(range(each)):
-                keep = planes[j] & keep | (planes[j] | keep) & has_0[j]
+                keep = (planes[j] ^ ones[j] | keep ^ ones[j]) ^ ones[j]
         return (keep,)
 
-    (keep,) = xp.repeat(times, some_planes, (xp.word(LOW),))
+    (keep,) = xp.repeat(times, some_planes, (xp.word(LOW),), (*shape, 4))
     keep = xp.reshape(keep, (*shape[:-1], 4 * shape[-1]))
     return keep & (xp.word(LOW * (1 - high)) if known else _low(xp, high - 1))  # at 2**32 nothing is kept
 
@@ -221,11 +223,11 @@ def select(xp: Arrays, x: Array, kept: Array, scale: Any) -> Array:
     return xp.where(kept, xp.cast(xp.widened(x) * scale, x.dtype), 0)
 
 
-# ---- the frameworks ------------------------------------------------------------------------------
+# ---- two ways to repeat --------------------------------------------------------------------------
 
 
 class Unrolled:
-    """What arrays with integers of 64 bits have in common, where a loop is as long as its body times the turns."""
+    """Arrays with integers of 64 bits, whose operations are done one after the other: no loop is shorter."""
 
     wide = True
 
@@ -238,173 +240,30 @@ class Unrolled:
     def in_memory(self, words: Array) -> Array:
         return words
 
-    def repeat(self, n: int, body: Any, of: Any) -> Any:
+    def repeat(self, n: int, body: Body, of: tuple[Array, ...], shape: tuple[Any, ...]) -> Any:
         for i in range(n):
             of = body(i, of)
         return of
 
-    def right(self, words: Array, by: Any) -> Array:
-        return words >> by
 
-    def left(self, words: Array, by: Any) -> Array:
-        return words << by
+class Looped:
+    """Arrays of a compiler that computes again, for each use, what does not come out of a loop: XLA.
 
+    So no plane is combined with another, and no word taken apart, but in a loop or after one.
+    """
 
-class LikeNumPy:
-    """What NumPy's arrays and JAX's have in common: the functions of a namespace, with the same names."""
-
-    np: Any
-    dtypes: dict[str, Any]
-
-    def cast(self, array: Array, dtype: Any) -> Array:
-        return array.astype(self.dtypes.get(dtype, dtype))
-
-    def widened(self, x: Array) -> Array:
-        return x.astype(self.np.float32) if x.dtype.itemsize == 2 else x
-
-    def stack(self, arrays: list[Array]) -> Array:
-        return self.np.stack(arrays, axis=-1)
-
-    def concatenate(self, arrays: list[Array]) -> Array:
-        return self.np.concatenate(arrays, axis=-1)
-
-    def reshape(self, array: Array, shape: tuple[Any, ...]) -> Array:
-        return self.np.reshape(array, shape)
-
-
-class NumPy(LikeNumPy, Unrolled):
-    """The arrays of NumPy."""
-
-    def __init__(self, numpy: Any) -> None:
-        self.np = numpy
-        self.dtypes = {"word": numpy.int64, "uint8": numpy.uint8}
-
-    def words(self, numbers: list[int]) -> Array:
-        return self.np.array(numbers, self.np.int64)
-
-    def arange(self, n: Any) -> Array:
-        return self.np.arange(n, dtype=self.np.int64)
-
-    def where(self, condition: Array, a: Array, b: Any) -> Array:
-        return self.np.where(condition, a, self.np.asarray(b, a.dtype))
-
-
-class Torch(Unrolled):
-    """The tensors of PyTorch, on a device."""
-
-    def __init__(self, torch: Any, device: Any) -> None:
-        self.torch, self.device = torch, device
-        self.dtypes = {"word": torch.int64, "uint8": torch.uint8}
-
-    def words(self, numbers: list[int]) -> Array:
-        return self.torch.tensor(numbers, dtype=self.torch.int64, device=self.device)
-
-    def arange(self, n: Any) -> Array:
-        return self.torch.arange(n, dtype=self.torch.int64, device=self.device)
-
-    def where(self, condition: Array, a: Array, b: Any) -> Array:
-        return self.torch.where(condition, a, b)
-
-    def cast(self, array: Array, dtype: Any) -> Array:
-        return array.to(self.dtypes.get(dtype, dtype))
-
-    def widened(self, x: Array) -> Array:
-        return x.to(self.torch.float32) if x.dtype.itemsize == 2 else x
-
-    def stack(self, arrays: list[Array]) -> Array:
-        return self.torch.stack(arrays, dim=-1)
-
-    def concatenate(self, arrays: list[Array]) -> Array:
-        return self.torch.cat(arrays, dim=-1)
-
-    def reshape(self, array: Array, shape: tuple[Any, ...]) -> Array:
-        return array.reshape(shape)
-
-
-class TensorFlow(Unrolled):
-    """The tensors of TensorFlow."""
-
-    def __init__(self, tensorflow: Any) -> None:
-        self.tf = tensorflow
-        self.dtypes = {"word": tensorflow.int64, "uint8": tensorflow.uint8}
-
-    def words(self, numbers: list[int]) -> Array:
-        return self.tf.constant(numbers, self.tf.int64)
-
-    def arange(self, n: Any) -> Array:
-        return self.tf.range(n, dtype=self.tf.int64)
-
-    def right(self, words: Array, by: Any) -> Array:
-        return self.tf.bitwise.right_shift(words, self.tf.cast(by, words.dtype))
-
-    def left(self, words: Array, by: Any) -> Array:
-        return self.tf.bitwise.left_shift(words, self.tf.cast(by, self.tf.int64))
-
-    def where(self, condition: Array, a: Array, b: Any) -> Array:
-        return self.tf.where(condition, a, self.tf.cast(b, a.dtype))
-
-    def cast(self, array: Array, dtype: Any) -> Array:
-        return self.tf.cast(array, self.dtypes.get(dtype, dtype))
-
-    def widened(self, x: Array) -> Array:
-        return self.tf.cast(x, self.tf.float32) if x.dtype.size == 2 else x
-
-    def stack(self, arrays: list[Array]) -> Array:
-        return self.tf.stack(arrays, axis=-1)
-
-    def concatenate(self, arrays: list[Array]) -> Array:
-        return self.tf.concat(arrays, axis=-1)
-
-    def reshape(self, array: Array, shape: tuple[Any, ...]) -> Array:
-        return self.tf.reshape(array, shape)
-
-
-class JAX(LikeNumPy):
-    """The arrays of JAX, which has no integers of 64 bits by default, and keeps its programs short by loops."""
-
-    wide = False
-
-    def __init__(self, jax: Any, varying: Any = frozenset()) -> None:
-        self.lax, self.np, self.typeof = jax.lax, jax.numpy, jax.typeof
-        self.varying = varying  # the axes of a mesh along which the words are not the same, inside of jax.shard_map
-        self.eval_shape = jax.eval_shape
-        self.dtypes = {"word": jax.numpy.uint32, "uint8": jax.numpy.uint8}
-
-    def word(self, number: int) -> Any:
-        return self.np.uint32(number)
-
-    def words(self, numbers: list[int]) -> Array:
-        return self.np.array(numbers, self.np.uint32)
-
-    def arange(self, n: Any) -> Array:
-        return self.lax.iota(self.np.uint32, n)
-
-    def right(self, words: Array, by: Any) -> Array:
-        return words >> by
-
-    def left(self, words: Array, by: Any) -> Array:
-        return words << by
-
-    def where(self, condition: Array, a: Array, b: Any) -> Array:
-        return self.np.where(condition, a, b)
-
-    # XLA computes again, for each use, what does not come out of a loop. So no plane is combined with another, and no
-    # word taken apart, but in a loop or after one.
+    #: Do what `Arrays.repeat` does, in a loop, for arrays that have their shape.
+    loop: Callable[[int, Body, tuple[Array, ...]], Any]
+    #: Return an array with a shape that it broadcasts to.
+    broadcast: Callable[[Array, tuple[Any, ...]], Array]
 
     def planes_at_once(self, needed: int) -> int:
         return min(4, max(1, needed // 2))
 
     def in_memory(self, words: Array) -> Array:
-        return self.lax.fori_loop(0, 2, lambda _, words: ~words, words)  # one that does nothing, which XLA does not see
+        return self.loop(2, lambda _, of: (~of[0],), (words,))[0]  # it does nothing, which XLA does not see
 
-    def varied(self, array: Array) -> Array:
-        fixed = self.varying - self.typeof(array).manual_axis_type.varying
-        return self.lax.pcast(array, tuple(fixed), to="varying")
-
-    def repeat(self, n: int, body: Any, of: Any) -> Any:
+    def repeat(self, n: int, body: Body, of: tuple[Array, ...], shape: tuple[Any, ...]) -> Any:
         if n == 1:
             return body(0, of)
-        shapes = [a.shape for a in (*of, *self.eval_shape(body, self.np.uint32(0), of))]
-        shape = self.np.broadcast_shapes(*shapes)  # a loop's arrays keep their shapes
-        of = tuple(self.varied(self.np.broadcast_to(a, shape)) for a in of)
-        return self.lax.fori_loop(self.np.uint32(0), self.np.uint32(n), body, of)
+        return self.loop(n, body, tuple(self.broadcast(a, shape) for a in of))

@@ -1,7 +1,7 @@
-"""What a rank does in tests of tensors that are spread over processes: `python ranks.py FOLDER WORLD_SIZE`.
+"""What a rank does in tests of tensors that are spread over processes: `python ranks.py FOLDER WORLD_SIZE [NAME]`.
 
-Each function named `test_...` is run on all ranks, one after the other; the last line that is printed is a JSON object
-with what went wrong in each, rank by rank, None where nothing did.
+Each function named `test_...`, or the one of that name, is run on all ranks, one after the other; the last line that is
+printed is a JSON object with what went wrong in each, rank by rank, None where nothing did.
 """
 
 import datetime
@@ -246,6 +246,31 @@ def test_compiled_and_enabled() -> None:
     compiled(enabled=True)
 
 
+def inductor() -> None:
+    """Twice, so that PyTorch's caches on disk have what all ranks have compiled before."""
+    warnings.filterwarnings("ignore", "`torch.jit.script", DeprecationWarning)  # which the compiler itself uses
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    x = distribute_tensor(whole(), mesh, [Shard(0)])
+    for _ in range(2):
+        torch.compiler.reset()
+        dist.barrier()
+        torch.manual_seed(5)
+        y = torch.compile(lambda x: dropfast.torch.dropout(x * 2, 0.3), fullgraph=True)(x)
+        torch.manual_seed(5)
+        same(y, dropfast.torch.apply(next_mask(SHAPE, 0.3), whole() * 2))
+
+
+def test_compiled_and_refused() -> None:
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    sums = DTensor.from_local(torch.ones(4, 3), mesh, [Partial()])
+    for enabled in (False, True):
+        function = nn.functional.dropout if enabled else dropfast.torch.dropout
+        with dropfast.torch.enable() if enabled else nullcontext():
+            torch.compiler.reset()
+            with pytest.raises(Exception, match="input must be sharded or replicated on each axis of the mesh"):
+                torch.compile(lambda x, f=function: f(x, 0.3), backend="aot_eager", fullgraph=True)(sums)
+
+
 def test_checkpoint() -> None:
     from torch.utils.checkpoint import checkpoint
 
@@ -300,11 +325,12 @@ def test_what_does_nothing() -> None:
 # ---- the ranks -----------------------------------------------------------------------------------
 
 
-def main(rank: int, folder: str, size: int) -> None:
+def main(rank: int, folder: str, size: int, *name: str) -> None:
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{folder}/cache"
     wait = datetime.timedelta(seconds=60)
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=size, timeout=wait)
     everywhere: list[Any] = [None] * size
-    dist.all_gather_object(everywhere, outcomes(globals()))
+    dist.all_gather_object(everywhere, outcomes({f"test_{it}": globals()[it] for it in name} or globals()))
     if rank == 0:
         print(json.dumps({name: [each[name] for each in everywhere] for name in everywhere[0]}), flush=True)
     dist.barrier()
@@ -314,10 +340,10 @@ def main(rank: int, folder: str, size: int) -> None:
 if __name__ == "__main__":
     context = mp.get_context("fork")
     size = int(sys.argv[2])
-    ranks = [context.Process(target=main, args=(rank, sys.argv[1], size)) for rank in range(size)]
+    ranks = [context.Process(target=main, args=(rank, sys.argv[1], size, *sys.argv[3:])) for rank in range(size)]
     for rank in ranks:
         rank.start()
     for rank in ranks:
-        rank.join(100)
+        rank.join(110)
         if rank.exitcode is None:
             rank.kill()

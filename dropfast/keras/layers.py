@@ -119,6 +119,8 @@ class Dropout(KerasDropout):
         if not training or in_symbolic_scope():
             return inputs
         outputs = _backends.step(self.seed_generator, branches, self.rate, self.noise_shape)
+        if branches and branches[0] is inputs:  # PyTorch's trees would keep what is in them until garbage is collected
+            return outputs[0]
         return keras.tree.pack_sequence_as(inputs, outputs)
 
     def _branches(self, inputs: Any) -> list[Any]:

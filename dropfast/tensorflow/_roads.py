@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
-from tensorflow.python.eager.record import could_possibly_record
+from tensorflow.python.eager.record import could_possibly_record, record_operation, stop_recording
 from tensorflow.python.ops.control_flow_switch_case import execute_fn_for_device
-from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
 from dropfast import _backend, _checks
 from dropfast.tensorflow import _portable
@@ -26,10 +25,9 @@ def select(x: Any, mask: Numbers, portable: bool) -> Any:
         return _portable.select(x, mask)
     if tf.executing_eagerly():
         return _kernels(x, _words(mask)) if _has_kernels(x.device) else _portable.select(x, mask)
-    graph = tf.compat.v1.get_default_graph()
-    if GraphOrParentsInXlaContext(graph):
+    if _portable.is_for_xla():
         return _portable.select(x, mask)
-    _refuse_export(graph)
+    _refuse_export(tf.compat.v1.get_default_graph())
     by_kernels = functools.partial(_kernels, x, _words(mask))
     if not _has_other_devices():
         return by_kernels()
@@ -94,13 +92,18 @@ def _signed(word: int) -> int:
 
 def _kernels(x: Any, words: Any) -> Any:
     run = (_backend.active is _backend.native and _operator()) or _python
-    if tf.executing_eagerly():
-        # Not by the operator's own gradient: TensorFlow would keep x for it, which has no use for it.
-        return _with_gradient(run)(x, words) if could_possibly_record() else run(x, words)
-    return _with_gradient(run)(x, words) if run is _python else run(x, words)
+    if not tf.executing_eagerly():
+        return _with_gradient(run)(x, words) if run is _python else run(x, words)
+    if not could_possibly_record():
+        return run(x, words)
+    # Not by the operator's own gradient: TensorFlow would keep x for it, which has no use for it. Nor by
+    # tf.custom_gradient, which does this too, but takes longer than all the rest of a small call.
+    with stop_recording():
+        y = run(x, words)
+    record_operation("Dropfast", [y], [x], lambda dy: [_kernels(tf.convert_to_tensor(dy), words)])
+    return y
 
 
-@functools.cache
 def _with_gradient(run: Any) -> Any:
     def select(x: Any, words: Any) -> Any:
         def again(x: Any) -> Any:

@@ -10,15 +10,53 @@ import functools
 import importlib.util
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dropfast import _checks, _portable
-from dropfast._portable import LOW
+from dropfast._portable import LOW, Array
 
 #: What PyTorch calls them, and its dispatcher.
 DEVICES = {"cuda": "CUDA", "mps": "MPS", "xpu": "XPU"}
+
+
+class Arrays(_portable.Unrolled):
+    """PyTorch's tensors on a device, for the portable text."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def words(self, numbers: list[int]) -> Array:
+        return torch.tensor(numbers, dtype=torch.int64, device=self.device)
+
+    def arange(self, n: Any) -> Array:
+        return torch.arange(n, dtype=torch.int64, device=self.device)
+
+    def where(self, condition: Array, a: Array, b: Any) -> Array:
+        return torch.where(condition, a, b)
+
+    def cast(self, array: Array, dtype: Any) -> Array:
+        return array.to({"word": torch.int64, "uint8": torch.uint8}.get(dtype, dtype))
+
+    def widened(self, x: Array) -> Array:
+        return x.to(torch.float32) if x.dtype.itemsize == 2 else x
+
+    def stack(self, arrays: list[Array]) -> Array:
+        return torch.stack(arrays, dim=-1)
+
+    def concatenate(self, arrays: list[Array]) -> Array:
+        return torch.cat(arrays, dim=-1)
+
+    def reshape(self, array: Array, shape: tuple[Any, ...]) -> Array:
+        return array.reshape(shape)
+
+    def right(self, words: Array, by: Any) -> Array:
+        return words >> by
+
+    def left(self, words: Array, by: Any) -> Array:
+        return words << by
 
 
 def _words(numbers: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,7 +68,7 @@ def apply(input: Tensor, state: Tensor, strides: Sequence[int], threshold: int) 
     """Do what the operator does, in operations that every device has and every compiler knows."""
     key, draw, start = state.to(input.device).reshape(-1, 3).unbind(-1)
     masks = state.shape[:-1]
-    shape, xp = tuple(input.shape[len(masks) :]), _portable.Torch(torch, input.device)
+    shape, xp = tuple(input.shape[len(masks) :]), Arrays(input.device)
     kept = _portable.keep(xp, shape, tuple(strides), _words(start), _words(key), draw, threshold)
     return _portable.select(xp, input, kept.reshape((*masks, *kept.shape[1:])), _checks.scale(threshold))
 

@@ -6,6 +6,7 @@ be many, on axes in front; the input then has these axes in front too.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -96,10 +97,22 @@ def strides_of(shape: Sequence[int], shared_axes: Sequence[int]) -> tuple[int, .
     return tuple(strides)
 
 
+def is_sharded(input: Tensor) -> bool:
+    """Return whether a tensor is spread over ranks, so that each has a window of its mask."""
+    distributed = sys.modules.get("torch.distributed.tensor")  # where DTensors are, it is
+    if distributed is None or not isinstance(input, distributed.DTensor):
+        return False
+    from dropfast.torch import _sharded
+
+    _sharded.check(input)
+    return True
+
+
 def dropout(
     input: Tensor, threshold: int, shared_axes: Sequence[int], generator: torch.Generator | None = None
 ) -> Tensor:
     """Return `input` with a new mask applied, in operators."""
+    is_sharded(input)  # or refused, which compilers find out here
     if generator is not None or _private.is_functorch_active():
         state = new_state(generator)
     else:

@@ -46,9 +46,10 @@ REASONS = {
 def find(name: str) -> Any:
     """Return what a name below `torch` stands for, or say what is gone and what it was for."""
     found: Any = torch
-    if name.startswith("distributed."):  # which `import torch` leaves to those who need it
-        importlib.import_module("torch.distributed.tensor")
-    for part in name.split("."):
+    inside = "distributed.tensor."
+    if name.startswith(inside):  # which `import torch` leaves to those who need it, and may be at it just now
+        found = importlib.import_module("torch.distributed.tensor")
+    for part in name.removeprefix(inside).split("."):
         if not hasattr(found, part):
             raise ImportError(f"PyTorch {torch.__version__} lacks torch.{name}, needed {REASONS[name]}")
         found = getattr(found, part)

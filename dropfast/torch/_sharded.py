@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.compiler.config
+import torch.distributed
 from torch import Tensor, library
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
@@ -87,3 +89,9 @@ def enable(kernels: library.Library) -> None:
 
 library.register_torch_dispatch("dropfast::apply", DTensor, _apply, lib=LIBRARY)
 library.register_torch_dispatch("dropfast::new_state", DTensor, _new_state, lib=LIBRARY)
+
+# Which part of a mask a rank computes is a number in what is compiled there. PyTorch's caches on disk do not know that,
+# and would give a rank what another has compiled.
+_tags = [tag for tag in torch.compiler.config.cache_key_tag.split("+") if tag]
+_rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+torch.compiler.config.cache_key_tag = "+".join([*_tags, f"dropfast-rank-{_rank}"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, SupportsIndex
 
@@ -16,7 +15,7 @@ from dropfast import _checks, _doors
 from dropfast._mask import Mask
 from dropfast.torch import _devices, _operators, _private
 from dropfast.torch._eager import by_plain_recipe, by_recipe, drop_plain, is_plain, plain_key
-from dropfast.torch._operators import FLOATS, operators
+from dropfast.torch._operators import FLOATS, is_sharded, operators
 
 
 def probability(p: Any) -> float:
@@ -231,17 +230,6 @@ def _dropout_of_any(
     else:
         output = operators.dropout(input, threshold, axes)
     return input.copy_(output) if inplace else output  # type: ignore[no-any-return]
-
-
-def is_sharded(input: Tensor) -> bool:
-    """Return whether a tensor is spread over ranks, so that each has a window of its mask."""
-    distributed = sys.modules.get("torch.distributed.tensor")  # where DTensors are, it is
-    if distributed is None or not isinstance(input, distributed.DTensor):
-        return False
-    from dropfast.torch import _sharded
-
-    _sharded.check(input)
-    return True
 
 
 def is_ours(input: Tensor) -> bool:

@@ -6,6 +6,11 @@ import sys
 import threading
 import warnings
 from contextlib import AbstractContextManager
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
 
 import torch
 import torch.compiler.config
@@ -14,8 +19,8 @@ from torch import Tensor, library
 from dropfast import _checks
 from dropfast.torch import _kernels, _private
 from dropfast.torch._eager import drop_plain, is_plain
-from dropfast.torch._operators import FLOATS, operators
-from dropfast.torch.functions import check_leaf, is_sharded
+from dropfast.torch._operators import FLOATS, is_sharded, operators
+from dropfast.torch.functions import check_leaf
 
 aten = torch.ops.aten
 
@@ -80,10 +85,10 @@ def enable() -> AbstractContextManager[object]:
                     kernels.impl("dropout_", _dropout_, key)
                 kernels.impl("native_dropout", _kernels.native_dropout, "CPU")
                 kernels.impl("native_dropout_backward", _kernels.native_dropout_backward, "CPU")
-            if "torch.distributed.tensor" in sys.modules:
-                from dropfast.torch import _sharded
-
-                _sharded.enable(kernels)
+            if _SHARDED in sys.modules:
+                _enable_sharded(kernels)
+            elif _import not in sys.meta_path:
+                sys.meta_path.insert(0, _import)
             compiled = []
             if _kernels.let_errors_pass():  # over those in Python
                 compiled.append(_kernels.Compiled(("dropout", "dropout_"), *_KEYS))
@@ -116,6 +121,41 @@ def disable() -> None:
             _private.destroy(kernels)
             _in_force = None
             _let_compilers_know()
+
+
+# ---- DTensors, of which torch.distributed.tensor may be imported later ---------------------------
+
+_SHARDED = "torch.distributed.tensor"
+
+
+def _enable_sharded(kernels: library.Library) -> None:
+    from dropfast.torch import _sharded
+
+    _sharded.enable(kernels)
+
+
+class _Import(MetaPathFinder):
+    """Sees that it is imported, once, after an `enable`."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name != _SHARDED:
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        assert spec is not None
+        assert spec.loader is not None
+        execute = spec.loader.exec_module
+
+        def execute_and_enable(module: ModuleType) -> None:
+            execute(module)
+            if _in_force is not None:
+                _enable_sharded(_in_force[0])
+
+        spec.loader.exec_module = execute_and_enable  # type: ignore[method-assign]
+        return spec
+
+
+_import = _Import()
 
 
 def _let_compilers_know() -> None:

@@ -21,6 +21,7 @@ from processes import run_python
 
 from dropfast import Mask
 from dropfast import jax as door
+from dropfast.jax import _private
 
 PAGE = Path(__file__).parents[2] / "docs" / "jax.md"
 HANDLER_IS_BUILT = importlib.util.find_spec("dropfast._jax_ffi") is not None
@@ -77,7 +78,7 @@ def test_the_table_is_complete() -> None:
 @pytest.mark.parametrize(("row", "column", "cell"), _table())
 def test_where_it_runs(row: str, column: str, cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if column == "CPU, no handler" or not HANDLER_IS_BUILT:
-        monkeypatch.setattr(door, "_handler_is_registered", lambda: False)
+        monkeypatch.setattr(door._handler, "is_registered", lambda: False)
         cell = cell if column != "CPU" or cell != "handler" else dict(_no_handler())[row]
     text = PROGRAMS[row]((DEVICES[column],))
     found = "handler" if "@dropfast(" in text else "callback" if "callback" in text else "portable"
@@ -286,3 +287,104 @@ def test_each_device_computes_its_own_and_asks_for_nothing(way: str, kind: str) 
     env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     ran = run_python(DIVIDED, way, kind, env=env)
     assert ran.stdout == "done\n", ran.stderr
+
+
+# Along the axes that a shard_map leaves to XLA, JAX itself gathers arrays that are divided explicitly.
+PARTLY = r"""
+import re
+import sys
+import jax, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from dropfast import Mask, jax as door
+
+portable, kind = sys.argv[1] == "portable", AxisType[sys.argv[2]]
+key, rate = jax.random.key(123), 0.3
+array = np.random.default_rng(0).standard_normal((8, 12, 40)).astype(np.float32)
+mesh = jax.make_mesh((2, 2, 2), ("a", "b", "c"), axis_types=(kind,) * 3)
+
+
+def communication(program):
+    return len(re.findall(r" (?:all-|collective-|reduce-scatter|send|recv)[a-z-]*[(]", program.as_text()))
+
+
+CASES = [  # the axes that shard_map is for, how x is divided along these, and along all
+    ({"a"}, P("a"), P("a", "b", "c")),
+    ({"a"}, P(), P("c", None, "b")),
+    ({"a"}, P(None, "a"), P(("c", "b"), "a")),
+    ({"b"}, P("b"), P(("b", "a"), None, "c")),
+    ({"b"}, P(None, "b"), P(None, ("b", "c"), "a")),
+    ({"a", "c"}, P("c", None, "a"), P(("c", "b"), None, "a")),
+]
+with jax.set_mesh(mesh):
+    for axes, here, everywhere in CASES:
+        x = jax.device_put(array, NamedSharding(mesh, everywhere))
+        for how in ({}, {"shared_axes": 0}, {"shared_axes": (1, 2)})[: 3 if here == P("a") else 1]:
+            def program(part):
+                f = jax.jit(jax.shard_map(part, in_specs=here, out_specs=here, axis_names=axes))
+                return f, jax.jit(jax.grad(lambda x: (f(x) * x).sum()))
+
+            want = Mask(array.shape, rate, key=123, **how).apply(array)
+            ours = program(lambda x: door.dropout(key, x, rate, spec=here, portable=portable, **how))
+            for f, doubled, result in zip(ours, program(lambda x: 2 * x), (want, 2 * want)):
+                compiled = f.lower(x).compile()
+                y = compiled(x)
+                assert np.asarray(y).tobytes() == result.tobytes(), (axes, everywhere, how)
+                assert y.sharding.is_equivalent_to(x.sharding, 3), (axes, everywhere, how)
+                allowed = 0 if kind is AxisType.Auto else communication(doubled.lower(x).compile())
+                assert communication(compiled) <= allowed, (axes, everywhere, how)
+                assert compiled.memory_analysis().temp_size_in_bytes < array.nbytes // 8 or allowed or portable
+print("done")
+"""
+
+
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+@pytest.mark.parametrize("way", ["handler", "portable"])
+def test_nor_along_the_axes_that_a_shard_map_leaves_to_xla(way: str, kind: str) -> None:
+    env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    ran = run_python(PARTLY, way, kind, env=env)
+    assert ran.stdout == "done\n", ran.stderr
+
+
+SHARDED_KEYS = """
+import jax, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from dropfast import Mask, jax as door
+
+mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+words, x = np.arange(8, dtype=np.uint32).reshape(4, 2), np.ones((4, 12, 40), np.float32)
+want = [Mask((12, 40), 0.3, key=int(high) << 32 | int(low)).apply(row) for (high, low), row in zip(words, x)]
+with jax.set_mesh(mesh):
+    words = jax.device_put(words, NamedSharding(mesh, P("a")))
+    x = jax.device_put(x, NamedSharding(mesh, P("a", None, "b")))
+    compiled = jax.jit(jax.vmap(lambda key, x: door.dropout(key, x, 0.3))).lower(words, x).compile()
+    assert np.asarray(compiled(words, x)).tobytes() == np.stack(want).tobytes()
+    assert not any(word in compiled.as_text() for word in ("all-", "collective", "reduce-scatter", "send", "recv"))
+print("done")
+"""
+
+
+def test_keys_are_divided_as_what_they_are_for() -> None:
+    ran = run_python(SHARDED_KEYS, env={"XLA_FLAGS": "--xla_force_host_platform_device_count=4"})
+    assert ran.stdout == "done\n", ran.stderr
+
+
+# ---- private names of JAX ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", _private.REASONS)
+def test_private_name_of_jax_is_there(name: str) -> None:
+    _private.find(name)
+
+
+def test_a_private_name_that_is_gone_is_named_at_import() -> None:
+    name = "_src.dispatch.prim_requires_devices_during_lowering"
+    # JAX's own modules have it by then.
+    ran = run_python(f"import jax, jax.experimental.custom_partitioning; del jax.{name}; import dropfast.jax")
+    words = f"ImportError: JAX {jax.__version__} lacks jax.{name}, needed {_private.REASONS[name]}"
+    assert ran.stderr.splitlines()[-1] == words
+
+
+def test_rooms_are_read_in_one_sitting() -> None:
+    rooms = {room.name: room.read_text(encoding="utf-8") for room in Path(door.__file__).parent.glob("*.py")}
+    assert [name for name, text in rooms.items() if "jax._src" in text] == []
+    assert max(len(text.splitlines()) for text in rooms.values()) <= 300

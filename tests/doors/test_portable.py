@@ -15,7 +15,10 @@ from cases import DTYPES, MODES, RATES, Array, values
 from expected import assert_same_bits
 from tensors import IGNORE_THEIR_WARNINGS
 
+import dropfast.jax._portable
+import dropfast.torch._devices
 from dropfast import Mask, _checks, _portable
+from dropfast.tensorflow._portable import Arrays, ArraysOfXLA
 
 pytestmark = IGNORE_THEIR_WARNINGS
 
@@ -55,14 +58,8 @@ def by(xp: _portable.Arrays, mask: Mask, data: str) -> tuple[Callable[..., Any],
     return run, (*words_of(key), *words_of(draw)[1:], *words_of(start, threshold))
 
 
-def in_numpy(mask: Mask, x: Array, data: str) -> Array:
-    run, words = by(_portable.NumPy(np), mask, data)
-    with np.errstate(all="ignore"):
-        return np.asarray(run(x, *words))
-
-
 def in_torch(mask: Mask, x: Array, data: str, compiler: str | None = None) -> Array:
-    run, words = by(_portable.Torch(torch, "cpu"), mask, data)
+    run, words = by(dropfast.torch._devices.Arrays(torch.device("cpu")), mask, data)
     if compiler:
         torch._dynamo.reset()
         run = torch.compile(run, backend=compiler, fullgraph=True)
@@ -82,14 +79,14 @@ def _tensor(x: Array) -> torch.Tensor:
 
 
 def in_tensorflow(mask: Mask, x: Array, data: str, **how: Any) -> Array:
-    run, words = by(_portable.TensorFlow(tf), mask, data)
+    run, words = by(ArraysOfXLA() if how.get("jit_compile") else Arrays(), mask, data)
     if how:
         run = tf.function(run, autograph=False, **how)
     return np.asarray(run(tf.constant(x), *map(tf.constant, words)))
 
 
 def in_jax(mask: Mask, x: Array, data: str, jit: bool = True) -> Array:
-    run, words = by(_portable.JAX(jax), mask, data)
+    run, words = by(dropfast.jax._portable.Arrays(frozenset()), mask, data)
     with jax.enable_x64(x.dtype == np.float64):
         arrays = [jax.numpy.asarray(word.astype(np.uint32)) for word in words]
         return np.asarray((jax.jit(run) if jit else run)(jax.numpy.asarray(x), *arrays))
@@ -97,7 +94,6 @@ def in_jax(mask: Mask, x: Array, data: str, jit: bool = True) -> Array:
 
 Way = Callable[[Mask, Array, str], Array]
 WAYS: dict[str, Way] = {
-    "numpy": in_numpy,
     "torch": in_torch,
     "torch-traced": lambda mask, x, data: in_torch(mask, x, data, compiler="aot_eager"),
     "torch-inductor": lambda mask, x, data: in_torch(mask, x, data, compiler="inductor"),
@@ -125,9 +121,13 @@ def test_it_keeps_what_the_kernels_keep(way: str, mask: str, data: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("way", WAYS)
 def test_outputs(way: str, dtype: str) -> None:
+    """All bits of them; but on CPUs XLA and TensorFlow may give 0 for the product of a subnormal number."""
     mask = Mask((5, 211), 0.3, key=5)
     x = values(mask.shape, DTYPES[dtype])
-    if way.startswith(("tensorflow", "jax")):  # on CPUs, their arithmetic takes and gives subnormal numbers for 0
+    y, want = WAYS[way](mask, x, "start"), mask.apply(x)
+    if way.startswith(("tensorflow", "jax")):
         with np.errstate(invalid="ignore"):
-            x[np.abs(x) < ml_dtypes.finfo(x.dtype).tiny] = 0  # type: ignore[no-untyped-call]
-    assert_same_bits(WAYS[way](mask, x, "start"), mask.apply(x))
+            subnormal = (np.abs(x) < ml_dtypes.finfo(x.dtype).tiny) & (x != 0)  # type: ignore[no-untyped-call]
+        assert subnormal.sum() > 10
+        y = np.where(subnormal & (y == 0), want, y)
+    assert_same_bits(y, want)

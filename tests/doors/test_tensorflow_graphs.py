@@ -256,3 +256,47 @@ assert (y[0] == dx[0]).numpy().all() and (y[1] == dx[1]).numpy().all() and (y[0]
 """
     result = run_python(code)
     assert result.returncode == 0, result.stderr
+
+
+# ---- memory --------------------------------------------------------------------------------------
+
+PEAK = """
+import sys
+import tensorflow as tf, dropfast.tensorflow
+
+def peak():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+
+def forward(x):
+    for _ in range(10):
+        x = dropout(x, 0.5)
+    return x
+
+def both(x):
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = forward(x)
+    return tape.gradient(y, x)
+
+dropout = {"tf": tf.nn.dropout, "dropfast": dropfast.tensorflow.dropout}[sys.argv[1]]
+if sys.argv[2] == "graph":
+    forward = tf.function(forward, autograph=False)
+both(tf.ones(10))
+x = tf.ones(1 << 22)
+before = peak()
+both(x)
+print((peak() - before) / (x.shape[0] >> 8))
+"""
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_backward_pass_keeps_nothing_of_the_size_of_x(way: str) -> None:
+    """Ten in a row need about three tensors at a time; TensorFlow's hold ten masks, or more, besides."""
+    tensors = {}
+    for which in ("tf", "dropfast"):
+        result = run_python(PEAK, which, way)
+        assert result.returncode == 0, result.stderr
+        tensors[which] = float(result.stdout)
+    assert tensors["dropfast"] < 5
+    assert tensors["tf"] > 10

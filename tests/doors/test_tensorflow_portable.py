@@ -93,6 +93,17 @@ def test_everything_may_be_data_under_xla() -> None:
     assert f.experimental_get_tracing_count() == 1
 
 
+@pytest.mark.parametrize("traced", ["for-xla", "before"])
+def test_a_rate_that_is_data_compiles_for_large_arrays(traced: str) -> None:
+    """With 32 planes, each word of which XLA might compute again for each of its bits, and for each plane above it."""
+    part = tf.function(lambda x, rate: dropout(x, rate, seed=(KEY, DRAW), portable=True), autograph=False)
+    x, rate = noise(1024, 1024), tf.constant(0.1, tf.float64)
+    if traced == "before":
+        part = part.get_concrete_function(x, rate)
+    y = tf.function(lambda x, rate: part(x, rate), **XLA)(tf.constant(x), rate)
+    assert_same_bits(array(y), Mask(x.shape, 0.1, key=KEY, draw=DRAW).apply(x))
+
+
 def test_a_noise_shape_that_does_not_fit_is_an_error_under_xla() -> None:
     """XLA leaves out assertions; but nothing comes out in another shape."""
     f = tf.function(

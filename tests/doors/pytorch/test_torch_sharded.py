@@ -37,6 +37,14 @@ def test_ranks(outcomes: Any, size: int, name: str) -> None:
     assert words == [None] * size, "\n".join(filter(None, words))
 
 
+def test_what_one_rank_has_compiled_is_not_for_others(tmp_path: Path) -> None:
+    env = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
+    done = run_file(Path(ranks.__file__), str(tmp_path), "2", "inductor", env=env)
+    assert done.stdout, done.stderr
+    words = json.loads(done.stdout.splitlines()[-1])["test_inductor"]
+    assert words == [None] * 2, "\n".join(filter(None, words))
+
+
 @pytest.mark.parametrize("way", ["tensor", "fsdp"])
 def test_any_number_of_processes_has_the_same_losses(way: str) -> None:
     """Masks and all: with those of another seed they would be others."""
@@ -48,6 +56,31 @@ def test_any_number_of_processes_has_the_same_losses(way: str) -> None:
     one, two, four, other = losses.values()
     assert len(set(one)) == 4
     assert one == two == four != other
+
+
+@pytest.mark.parametrize("first", ["enable", "import"])
+def test_enabling_reaches_dtensors_in_inference_mode_whichever_is_first(first: str) -> None:
+    code = """
+import os, sys, torch, dropfast.torch
+if sys.argv[1] == "enable":
+    dropfast.torch.enable()
+    assert "torch.distributed.tensor" not in sys.modules
+from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+dropfast.torch.enable()
+torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+x = torch.ones(6, 50)
+spread = distribute_tensor(x, init_device_mesh("cpu", (1,)), [Shard(0)])
+with torch.inference_mode():
+    torch.manual_seed(5)
+    y = torch.nn.functional.dropout(spread, 0.3)
+torch.manual_seed(5)
+assert torch.equal(y.to_local(), dropfast.torch.dropout(x, 0.3))
+dropfast.torch.disable()
+print("done", flush=True)
+os._exit(0)
+"""
+    done = run_python(code, first)
+    assert done.stdout == "done\n", done.stderr
 
 
 def test_the_door_leaves_torch_distributed_to_those_who_need_it() -> None:
