@@ -58,19 +58,19 @@ def test_public_names_have_examples() -> None:
         assert doctest.DocTestParser().get_examples(thing.__doc__ or ""), thing
 
 
-def examples_of(page: Path) -> str:
+def examples_of(page: Path, without: str | None = None) -> str:
     """The blocks marked as Python that show a session; they share their names, as a reader would expect."""
     blocks = re.findall(r"^```(?:python|pycon)\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    return "\n".join(block for block in blocks if ">>> " in block)
+    return "\n".join(block for block in blocks if ">>> " in block and not (without and without in block))
 
 
-def session_of(page: Path) -> doctest.DocTest:
-    return doctest.DocTestParser().get_doctest(examples_of(page), {}, page.name, str(page), 0)
+def session_of(page: Path, without: str | None = None) -> doctest.DocTest:
+    return doctest.DocTestParser().get_doctest(examples_of(page, without), {}, page.name, str(page), 0)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_pages(backend: str, page: Path) -> None:
-    run(session_of(page))
+    run(session_of(page, without="import torch"))  # tests/doors/pytorch/test_torch_thin_page.py runs all of it
 
 
 @pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: str(page.relative_to(ROOT)))

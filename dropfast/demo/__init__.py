@@ -8,9 +8,10 @@ from pathlib import Path
 
 
 def run(out: Path, *, quick: bool = False) -> bool:
-    """Answer the question on this machine, with an example, timings, training and gradient noise, and draw the picture.
+    """Answer the question on this machine, with an example, timings, training, gradient noise and thinned networks.
 
-    All but the timings is the same in every run on one machine: the seeds are fixed.
+    It ends with the answer in words, and a picture. All but the timings is the same in every run on one machine: the
+    seeds are fixed.
 
     Parameters
     ----------
@@ -37,7 +38,7 @@ def run(out: Path, *, quick: bool = False) -> bool:
     from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
     from dropfast._report import Report
-    from dropfast.demo import answer, example, picture, speed, training, variance
+    from dropfast.demo import answer, example, picture, speed, thinned, training, variance
 
     report = Report()
     began = time.perf_counter()
@@ -50,9 +51,14 @@ def run(out: Path, *, quick: bool = False) -> bool:
         training.show(report, trained)
         noise = variance.measure(report, pairs=20 if quick else 200)
         variance.show(report, noise)
+        race = thinned.train(report, seeds=2 if quick else 4, epochs=8 if quick else 64)
+        gains = thinned.time_steps(report, rounds=2 if quick else 5)
+        thinned.show(report, race, gains)
     report.heading("The answer")
     report.text(answer.text(turns, trained, noise))
     report.line()
-    written = report.save("The picture is", out, lambda path: picture.draw(path, trained, noise))
+    report.text(answer.exchange(race, gains))
+    report.line()
+    written = report.save("The picture is", out, lambda path: picture.draw(path, trained, noise, race, gains))
     report.line(f"All this took {time.perf_counter() - began:.0f} s.")
     return written
