@@ -30,9 +30,11 @@ def run_module(
     return _run("-m", module, *args, env=env, patience=patience)
 
 
-def run_file(path: Path, *args: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def run_file(
+    path: Path, *args: str, env: Mapping[str, str] | None = None, patience: int = PATIENCE
+) -> subprocess.CompletedProcess[str]:
     """Run a script, which the processes that it starts can import."""
-    return _run(str(path), *args, env=env)
+    return _run(str(path), *args, env=env, patience=patience)
 
 
 def run_copy(package: Path, code: str, **env: str) -> subprocess.CompletedProcess[str]:

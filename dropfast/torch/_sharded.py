@@ -35,8 +35,17 @@ def check(input: DTensor, allowed: tuple[type, ...] = (Replicate, Shard)) -> Non
         )
 
 
+def _keep_ranks_apart() -> None:
+    """Tell PyTorch's caches on disk the rank: a number of its own, the part of a mask, is in what it compiles."""
+    tag = f"dropfast-rank-{torch.distributed.get_rank()}"
+    tags = [tag for tag in torch.compiler.config.cache_key_tag.split("+") if tag]
+    if tag not in tags:
+        torch.compiler.config.cache_key_tag = "+".join([*tags, tag])
+
+
 def _begin(input: DTensor) -> tuple[int, ...]:
     """Return where the rank's part begins on each axis, of which `torch.chunk` would give it the same part."""
+    _keep_ranks_apart()
     begin, lengths = [0] * input.ndim, list(input.shape)
     rank = input.device_mesh.get_coordinate() or [0] * input.device_mesh.ndim  # no rank of the mesh has no part of it
     for along, (placement, its) in enumerate(zip(input.placements, rank, strict=True)):
@@ -89,9 +98,3 @@ def enable(kernels: library.Library) -> None:
 
 library.register_torch_dispatch("dropfast::apply", DTensor, _apply, lib=LIBRARY)
 library.register_torch_dispatch("dropfast::new_state", DTensor, _new_state, lib=LIBRARY)
-
-# Which part of a mask a rank computes is a number in what is compiled there. PyTorch's caches on disk do not know that,
-# and would give a rank what another has compiled.
-_tags = [tag for tag in torch.compiler.config.cache_key_tag.split("+") if tag]
-_rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-torch.compiler.config.cache_key_tag = "+".join([*_tags, f"dropfast-rank-{_rank}"])

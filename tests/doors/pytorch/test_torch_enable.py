@@ -46,8 +46,10 @@ def test_on_and_off() -> None:
     assert is_ours(functional.dropout)
     dropfast.torch.disable()
     assert not is_ours(functional.dropout)
+    tag = torch.compiler.config.cache_key_tag
     dropfast.torch.disable()
     dropfast.torch.enable()
+    assert torch.compiler.config.cache_key_tag != tag
     with dropfast.torch.enable():
         assert is_ours(functional.dropout)
     assert is_ours(functional.dropout)  # it was before the block
@@ -55,7 +57,7 @@ def test_on_and_off() -> None:
     with dropfast.torch.enable(), dropfast.torch.enable():
         assert is_ours(functional.dropout)
     assert not is_ours(functional.dropout)
-    assert torch.compiler.config.cache_key_tag == ""
+    assert torch.compiler.config.cache_key_tag == tag
 
 
 # ---- who is reached ------------------------------------------------------------------------------

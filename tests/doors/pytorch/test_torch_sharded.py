@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import ranks
 from outcomes import names_of
-from processes import run_file, run_python
+from processes import PATIENCE, run_file, run_python
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "torch_processes.py"
 TESTS = Path(ranks.__file__).parent
@@ -37,9 +37,10 @@ def test_ranks(outcomes: Any, size: int, name: str) -> None:
     assert words == [None] * size, "\n".join(filter(None, words))
 
 
+@pytest.mark.timeout(4 * PATIENCE + 60, method="thread")  # a compiler for C++ is at work for each rank
 def test_what_one_rank_has_compiled_is_not_for_others(tmp_path: Path) -> None:
     env = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
-    done = run_file(Path(ranks.__file__), str(tmp_path), "2", "inductor", env=env)
+    done = run_file(Path(ranks.__file__), str(tmp_path), "2", "inductor", env=env, patience=4 * PATIENCE)
     assert done.stdout, done.stderr
     words = json.loads(done.stdout.splitlines()[-1])["test_inductor"]
     assert words == [None] * 2, "\n".join(filter(None, words))
