@@ -1,7 +1,7 @@
 """The fixtures. Every test that uses `backend` runs on each backend and instruction set of this machine."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +60,15 @@ def pytest_report_header() -> list[str]:
         f"backends tested: {', '.join(available)}; not available here, so not tested: {', '.join(missing) or 'none'}",
         f"by default: {_backend.current()}, OpenMP {'yes' if config['openmp'] else 'no'}, {config['threads']} threads",
     ]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    # PyTorch's tests of its operators load a profile of their own when they are imported, and the next files have it.
+    profile = settings.get_current_profile_name()
+    report = yield
+    settings.load_profile(profile)
+    return report
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
