@@ -15,9 +15,8 @@
 namespace dropfast {
 namespace {
 
-constexpr int64_t kElementsPerThread = 1 << 17;  // as for masks: below, a team costs more than it brings
-constexpr int64_t kShortRun = 64;                // shorter ones become longer: their bits are written out
-constexpr int64_t kMostBits = 1 << 22;           // that are written out
+constexpr int64_t kShortRun = 64;       // shorter ones become longer: their bits are written out
+constexpr int64_t kMostBits = 1 << 22;  // that are written out
 
 // Elements that are not side by side are brought together, so many at a time: fewer where they are far apart, and only
 // the next run makes use of the rest of their cache lines.

@@ -4,6 +4,7 @@
 
 #include <fenv.h>
 #include <pthread.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -22,6 +23,8 @@
 #endif
 
 namespace dropfast {
+
+constexpr int64_t kElementsPerThread = 1 << 17;  // 25 us and more: below, a team costs more than it brings
 
 // ---- fork
 

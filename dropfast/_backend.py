@@ -172,10 +172,7 @@ def compress(
 ) -> npt.NDArray[Any]:
     """Return what is kept of an array that is known to fit; into a new array if `out` is None."""
     shape = tuple(kept[axis].left if axis in kept else n for axis, n in enumerate(wide.shape))
-    if out is None:
-        out = _aligned(shape, wide.dtype, max(kept))
-    else:
-        _checks.target("out", out, shape, name, wide)
+    out = _result(out, shape, name, wide, kept)
     active.thin("compress", wide, out, kept, factor)
     return out
 
@@ -185,11 +182,18 @@ def expand(
 ) -> npt.NDArray[Any]:
     """Return the whole of which an array that is known to fit is what was kept; into a new array if `out` is None."""
     shape = tuple(kept[axis].length if axis in kept else n for axis, n in enumerate(compact.shape))
-    if out is None:
-        out = _aligned(shape, compact.dtype, max(kept))
-    else:
-        _checks.target("out", out, shape, name, compact)
+    out = _result(out, shape, name, compact, kept)
     active.thin("expand", out, compact, kept, factor)
+    return out
+
+
+def _result(
+    out: npt.NDArray[Any] | None, shape: tuple[int, ...], name: str, source: npt.NDArray[Any], kept: KeptAlong
+) -> npt.NDArray[Any]:
+    """Return `out` if it can take what is made of `source`, or a new array if it is None."""
+    if out is None:
+        return _aligned(shape, source.dtype, max(kept))
+    _checks.target("out", out, shape, name, source)
     return out
 
 

@@ -1,12 +1,11 @@
 """The promise that arrays without what is dropped are the same on any number of threads, and that calls get along."""
 
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from cases import DTYPES, Shape, values
+from progress import calls_let_others_go_on
 from test_thin import assert_identical, ix, mask_along
 from threadpoolctl import threadpool_limits
 
@@ -74,21 +73,5 @@ def test_thin_calls_release_the_gil(backend: str) -> None:
     mask = mask_along(1, (4096, 2048), 0.5)
     x = np.ones(mask.shape, np.float32)
     out = mask.compress(x)
-    ticks: list[float] = []
-    seen: list[bool] = []
-
-    def work() -> None:
-        with threadpool_limits(1, user_api="openmp"):  # longer calls, and a core left for the other thread
-            while len(seen) < 50 and not any(seen):  # a busy machine may not let the other thread run in each call
-                begin = time.perf_counter()
-                mask.compress(x, out=out)
-                margin = 0.2 * (time.perf_counter() - begin)
-                seen.append(any(begin + margin < tick < time.perf_counter() - margin for tick in ticks[-1000:]))
-
-    worker = threading.Thread(target=work)
-    worker.start()
-    while worker.is_alive():
-        ticks.append(time.perf_counter())
-        time.sleep(0.0002)
-    worker.join()
+    seen = calls_let_others_go_on(lambda: mask.compress(x, out=out))
     assert any(seen), f"no progress elsewhere in {len(seen)} calls"

@@ -2,8 +2,6 @@
 
 import hashlib
 import sys
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,6 +11,7 @@ import pytest
 from cases import DTYPES, MODES, Array, Shape, values
 from expected import assert_same_bits
 from processes import run_python
+from progress import calls_let_others_go_on
 from threadpoolctl import threadpool_limits
 
 import dropfast
@@ -141,24 +140,8 @@ def test_gil_is_released(backend: str) -> None:
     x = np.ones(1 << 23, np.float32)
     out = np.empty_like(x)
     mask = dropfast.Mask(x.shape, 0.1, key=KEY)
-    ticks: list[float] = []
-    seen: list[bool] = []
-
-    def work() -> None:
-        with threadpool_limits(1, user_api="openmp"):  # longer calls, and a core left for the other thread
-            while len(seen) < 50 and not any(seen):  # a busy machine may not let the other thread run in each call
-                begin = time.perf_counter()
-                mask.apply(x, out=out)
-                margin = 0.2 * (time.perf_counter() - begin)
-                seen.append(any(begin + margin < tick < time.perf_counter() - margin for tick in ticks[-1000:]))
-
     mask.apply(x, out=out)
-    worker = threading.Thread(target=work)
-    worker.start()
-    while worker.is_alive():
-        ticks.append(time.perf_counter())
-        time.sleep(0.0002)
-    worker.join()
+    seen = calls_let_others_go_on(lambda: mask.apply(x, out=out))
     assert any(seen), f"no progress elsewhere in {len(seen)} calls"
 
 
