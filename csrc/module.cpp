@@ -287,7 +287,7 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used(), py::multiple_interpreters::p
   m.attr("has_known_errors") = has_known_errors;
   m.def("use_torch_functions", use_torch_functions, py::arg("addresses"), py::arg("large"),
         py::arg("takes_our_errors"));
-  m.def("implement_in_torch", implement_in_torch, py::arg("operators"), py::arg("dispatch_key"));
+  m.def("implement_in_torch", implement_in_torch, py::arg("name_space"), py::arg("operators"), py::arg("dispatch_key"));
   m.def("forget_in_torch", forget_in_torch, py::arg("library"));
   m.attr("_C_API") = py::capsule(&kApi, "dropfast._native._C_API");
 }

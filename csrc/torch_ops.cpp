@@ -24,6 +24,7 @@ namespace {
 using Value = uint64_t;  // an argument or a result of an operator: a number's bits, or a pointer that its owner frees
 using Kernel = void (*)(Value* stack, uint64_t inputs, uint64_t outputs);
 struct Handle;  // of a tensor
+struct List;
 struct Library;
 
 constexpr uint64_t kAbi = uint64_t{2} << 56 | uint64_t{13} << 48;  // the version of PyTorch that this is written for
@@ -51,6 +52,9 @@ constexpr uint64_t kAbi = uint64_t{2} << 56 | uint64_t{13} << 48;  // the versio
   X(int, aoti_torch_get_sizes, Handle*, int64_t**)                                                               \
   X(int, aoti_torch_get_strides, Handle*, int64_t**)                                                             \
   X(int, aoti_torch_get_dtype, Handle*, int32_t*)                                                                \
+  X(int, torch_list_size, List*, size_t*)                                                                        \
+  X(int, torch_list_get_item, List*, size_t, Value*)                                                             \
+  X(int, torch_delete_list, List*)                                                                               \
   X(int32_t, aoti_torch_device_type_cpu)                                                                         \
   X(int32_t, aoti_torch_dtype_float16)                                                                           \
   X(int32_t, aoti_torch_dtype_bfloat16)                                                                          \
@@ -124,6 +128,20 @@ class Tensor {
  private:
   Handle* handle_ = nullptr;
 };
+
+// The numbers of a list, which is freed.
+std::vector<int64_t> numbers_of(Value owned) {
+  const std::unique_ptr<List, int (*)(List*)> list(reinterpret_cast<List*>(owned), torch.torch_delete_list);
+  size_t n;
+  check(torch.torch_list_size(list.get(), &n));
+  std::vector<int64_t> numbers(n);
+  for (size_t i = 0; i < n; ++i) {
+    Value number;
+    check(torch.torch_list_get_item(list.get(), i, &number));
+    numbers[i] = (int64_t)number;
+  }
+  return numbers;
+}
 
 double as_double(Value value) {
   double number;
@@ -217,21 +235,25 @@ uint64_t new_key() {
 // Whether the engine takes a tensor.
 bool is_ours(const Tensor& x) { return dtype_code(x.dtype()) >= 0 && x.numel() > 0 && x.ndim() <= DROPFAST_MAX_NDIM; }
 
+// The strides of a tensor in bytes.
+struct Bytes {
+  Bytes(const Tensor& x, int64_t item_size) {
+    const int64_t ndim = x.ndim(), *in_items = x.strides();
+    std::transform(in_items, in_items + ndim, strides, [=](int64_t n) { return n * item_size; });
+  }
+  int64_t strides[DROPFAST_MAX_NDIM];
+};
+
 // Drops with a new key; returns the result and the mask in a byte an element, which lies in memory as the result does.
 std::pair<Tensor, Tensor> drop(const Tensor& x, uint64_t threshold) {
   const int64_t ndim = x.ndim(), *shape = x.sizes();
   const int code = dtype_code(x.dtype());
   Tensor out = empty_like(x), kept = empty_as(out, torch.aoti_torch_dtype_bool());
-  int64_t strides[DROPFAST_MAX_NDIM], x_strides[DROPFAST_MAX_NDIM], out_strides[DROPFAST_MAX_NDIM];
-  int64_t stride = 1;
-  for (int64_t d = ndim; d-- > 0; stride *= shape[d]) {
-    strides[d] = stride;
-    x_strides[d] = x.strides()[d] * kItemSize[code];
-    out_strides[d] = out.strides()[d] * kItemSize[code];
-  }
+  int64_t strides[DROPFAST_MAX_NDIM], stride = 1;
+  for (int64_t d = ndim; d-- > 0; stride *= shape[d]) strides[d] = stride;
   const dropfast_mask mask = {new_key(), threshold, 0, 0, (int32_t)ndim, shape, strides};
-  apply_and_keep(&mask, (dropfast_dtype)code, x.data(), x_strides, out.mutable_data(), out_strides, kept.mutable_data(),
-                 out.strides());
+  apply_and_keep(&mask, (dropfast_dtype)code, x.data(), Bytes(x, kItemSize[code]).strides, out.mutable_data(),
+                 Bytes(out, kItemSize[code]).strides, kept.mutable_data(), out.strides());
   return {std::move(out), std::move(kept)};
 }
 
@@ -318,10 +340,49 @@ void native_dropout_backward(Value* stack, uint64_t, uint64_t) {
   stack[0] = out.release();
 }
 
+// dropfast::new_state(Tensor input) -> Tensor
+void new_state(Value* stack, uint64_t, uint64_t) {
+  Tensor input(stack[0]);
+  if (input.numel() == 0) {  // it stands for one on another device
+    stack[0] = input.release();
+    return call("dropfast::any_new_state", stack);
+  }
+  const int64_t length = 3, stride = 1;
+  Tensor state;
+  check(torch.aoti_torch_empty_strided(1, &length, &stride, torch.aoti_torch_dtype_int64(),
+                                       torch.aoti_torch_device_type_cpu(), 0, state.receive()));
+  auto* numbers = static_cast<int64_t*>(state.mutable_data());
+  numbers[0] = (int64_t)new_key();
+  numbers[1] = numbers[2] = 0;
+  stack[0] = state.release();
+}
+
+// dropfast::apply_in_graph(Tensor input, Tensor state, SymInt[] strides, int threshold) -> Tensor
+void apply_in_graph(Value* stack, uint64_t, uint64_t) {
+  Tensor input(stack[0]), state(stack[1]);
+  if (!is_ours(input) || input.numel() > kSlabElements || state.ndim() != 1 || *state.strides() != 1) {
+    stack[0] = input.release();
+    stack[1] = state.release();
+    return call("dropfast::apply", stack);
+  }
+  const std::vector<int64_t> strides = numbers_of(stack[2]);
+  const int64_t ndim = input.ndim();
+  if ((int64_t)strides.size() != ndim) throw std::invalid_argument("strides must be one for each axis of input");
+  const int code = dtype_code(input.dtype());
+  const auto* numbers = static_cast<const int64_t*>(state.data());
+  const dropfast_mask mask = {(uint64_t)numbers[0], (uint64_t)stack[3], (uint64_t)numbers[2], (uint32_t)numbers[1],
+                              (int32_t)ndim,        input.sizes(),      strides.data()};
+  Tensor out = empty_like(input);
+  apply(&mask, (dropfast_dtype)code, input.data(), Bytes(input, kItemSize[code]).strides, out.mutable_data(),
+        Bytes(out, kItemSize[code]).strides);
+  stack[0] = out.release();
+}
+
 const std::pair<const char*, Kernel> kKernels[] = {
     {"dropout", dropout<false>},        {"dropout_", dropout<true>},
     {"native_dropout", native_dropout}, {"native_dropout_backward", native_dropout_backward},
     {"_fused_dropout", fused_dropout},  {"_masked_scale", native_dropout_backward},
+    {"new_state", new_state},           {"apply_in_graph", apply_in_graph},
 };
 
 }  // namespace
@@ -343,9 +404,10 @@ void use_torch_functions(const std::vector<uintptr_t>& addresses, int64_t large_
   errors_pass = takes_our_errors;
 }
 
-uintptr_t implement_in_torch(const std::vector<std::string>& operators, const std::string& dispatch_key) {
+uintptr_t implement_in_torch(const std::string& name_space, const std::vector<std::string>& operators,
+                             const std::string& dispatch_key) {
   Library* library;
-  check(torch.aoti_torch_library_init_impl("aten", dispatch_key.c_str(), "dropfast", 0, &library));
+  check(torch.aoti_torch_library_init_impl(name_space.c_str(), dispatch_key.c_str(), "dropfast", 0, &library));
   for (const auto& [name, kernel] : kKernels) {
     if (std::find(operators.begin(), operators.end(), name) == operators.end()) continue;
     check(torch.torch_library_impl(library, name, kernel, kAbi));

@@ -16,8 +16,9 @@ extern const std::vector<const char*> torch_functions;
 extern const bool has_known_errors;  // whether ours has that of all versions so far
 void use_torch_functions(const std::vector<uintptr_t>& addresses, int64_t large_numel, bool takes_our_errors);
 
-// Registers kernels for these operators of the namespace aten; returns what takes them back.
-uintptr_t implement_in_torch(const std::vector<std::string>& operators, const std::string& dispatch_key);
+// Registers kernels for these operators of a namespace; returns what takes them back.
+uintptr_t implement_in_torch(const std::string& name_space, const std::vector<std::string>& operators,
+                             const std::string& dispatch_key);
 void forget_in_torch(uintptr_t library);
 
 }  // namespace dropfast

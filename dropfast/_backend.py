@@ -78,8 +78,8 @@ class Native(Backend, Protocol):
     def use_torch_functions(self, addresses: Sequence[int], large: int, takes_our_errors: bool) -> None:
         """Tell it where they are, which number of elements is large, and more: see csrc/torch_ops.h."""
 
-    def implement_in_torch(self, operators: Sequence[str], dispatch_key: str) -> int:
-        """Give operators of PyTorch's the kernels of that name, and return what takes them back."""
+    def implement_in_torch(self, name_space: str, operators: Sequence[str], dispatch_key: str) -> int:
+        """Give operators of a namespace of PyTorch's the kernels of that name, and return what takes them back."""
 
     def forget_in_torch(self, library: int) -> None:
         """Take them back."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dropfast import _backend, _checks
 from dropfast._checks import Recipe
-from dropfast.torch import _kernels, _private
+from dropfast.torch import _abi, _private
 from dropfast.torch._operators import ALL_64, FLOATS, KEYS, array_of, operators, state_of
 
 # Anything else in a tensor's set of dispatch keys makes it special: other devices and layouts, negative, zero, nested,
@@ -83,8 +83,8 @@ def drop_plain(
     input: Tensor, threshold: int, inplace: bool = False, generator: torch.Generator | None = None
 ) -> Tensor:
     """Drop elements of a plain tensor by a new mask, which is not shared along any axis."""
-    small = 0 < input.numel() < _kernels.LARGE and threshold < 1 << 32 and generator is None
-    if small and _kernels.are_compiled() and not _private.is_forward_ad_on():  # its node knows no tangents
+    small = 0 < input.numel() < _abi.LARGE and threshold < 1 << 32 and generator is None
+    if small and _abi.are_compiled() and not _private.is_forward_ad_on():  # its node knows no tangents
         # A multiple of 2**-32, so that PyTorch computes the scale of the mask from it.
         output = _private.fused_dropout(input, 1 - threshold * 2.0**-32)[0]
         return input.copy_(output) if inplace else output

@@ -7,9 +7,7 @@ are for `enable`. `_fused_dropout` and `_masked_scale` have none there: they do 
 
 from __future__ import annotations
 
-import ctypes
 import math
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -17,71 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, library
 
-from dropfast import _backend, _checks, _doors
-from dropfast.torch import _private
+from dropfast import _backend, _checks
+from dropfast.torch import _abi
 from dropfast.torch._operators import ALL_64, FLOATS, array_of, new_key, strides_of
 
-#: From so many elements on, nothing of a mask's size is kept: keeping it takes as long as computing it again, with
-#: Python's time for that (forward and backward, 1 and 2 threads, rates 0.1 and 0.5, PyTorch 2.13: at 2**18 elements 0.5
-#: to 0.9 of it, at 2**20 0.75 to 1, at 2**21 0.9 to 1.05).
-LARGE = 1 << 20
-
-
-#: The newest PyTorch whose class for errors of Python's, pybind11's, is known to be that of our kernels.
-_NEWEST_KNOWN = 2, 14
-
-
-def _link() -> tuple[bool, bool]:
-    """Tell the kernels in C++ where PyTorch's functions are.
-
-    Return whether these are all there, and whether errors of Python's, as hooks raise them, pass through the kernels.
-    """
-    native = _backend.native
-    if native is None:
-        return False, False
-    torch_cpu = ctypes.CDLL("torch_cpu.dll" if sys.platform == "win32" else _private.extension_file)
-    try:
-        functions = [getattr(torch_cpu, name) for name in native.torch_functions]
-    except AttributeError:
-        return False, False
-    errors_pass = native.has_known_errors and _doors.release(torch.__version__)[:2] <= _NEWEST_KNOWN
-    addresses = [ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions]
-    native.use_torch_functions(addresses, LARGE, errors_pass)
-    return True, errors_pass
-
-
-_are_there, _errors_pass = _link()
-
-
-def are_compiled() -> bool:
-    """Return whether the kernels in C++ are in force."""
-    return _are_there and _backend.active is _backend.native
-
-
-class Compiled:
-    """Kernels in C++ for operators of PyTorch's, until they are taken back."""
-
-    def __init__(self, operators: tuple[str, ...], *keys: str) -> None:
-        assert _backend.native
-        self._native = _backend.native
-        self._libraries = [self._native.implement_in_torch(operators, key) for key in keys]
-
-    def destroy(self) -> None:
-        """Take them back."""
-        while self._libraries:
-            self._native.forget_in_torch(self._libraries.pop())
-
-
-if _are_there:
-    _own = Compiled(("_fused_dropout", "_masked_scale"), "CPU")
+if _abi.is_there:
+    _own = _abi.Compiled("aten", ("_fused_dropout", "_masked_scale"), "CPU")
 
 
 # ---- errors --------------------------------------------------------------------------------------
-
-
-def let_errors_pass() -> bool:
-    """Return whether kernels in C++ may call what raises errors of Python's, and leave them what they are."""
-    return are_compiled() and _errors_pass
 
 
 class _Raised(threading.local):

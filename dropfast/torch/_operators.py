@@ -19,7 +19,7 @@ from torch.fx.traceback import get_current_meta
 from torch.utils.checkpoint import CheckpointPolicy
 
 from dropfast import _backend
-from dropfast.torch import _devices, _private
+from dropfast.torch import _abi, _devices, _private
 
 ALL_64 = (1 << 64) - 1
 KEYS = -(1 << 63), (1 << 63) - 1  # as signed numbers
@@ -30,6 +30,8 @@ _PURE, _RANDOM = torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_seeded
 LIBRARY.define("apply(Tensor input, Tensor state, SymInt[] strides, int threshold) -> Tensor", tags=(_PURE,))
 # Compilers look at the argument to know on which device this is random: on the CPU, whatever the mask is for.
 LIBRARY.define("new_state(Tensor input) -> Tensor", tags=(_PURE, _RANDOM))
+# What compiled graphs have of `apply`, with gradients of their own: no more than the kernel, where that is in C++.
+LIBRARY.define("apply_in_graph(Tensor input, Tensor state, SymInt[] strides, int threshold) -> Tensor", tags=(_PURE,))
 LIBRARY.define("dropout(Tensor input, int threshold, int[] shared_axes) -> Tensor", tags=(_PURE, _RANDOM))
 operators = torch.ops.dropfast
 
@@ -167,6 +169,17 @@ def _is_a_compilers_own(input: Tensor) -> bool:
     return input.device.type in _devices.DEVICES and _private.is_compiling() and not torch.compiler.is_exporting()
 
 
+def _is_for_a_graph(input: Tensor) -> bool:
+    """Return whether a compiler makes a graph that has gradients of its own, and runs where the kernels in C++ are."""
+    return (
+        _abi.are_compiled()
+        and _private.is_compiling()
+        and not torch.compiler.is_exporting()
+        and not _private.is_functorch_active()
+        and not _private.is_wrapper(input)
+    )
+
+
 def _apply_with_gradients(keys: Any, *args: Any) -> Tensor:
     def call(*args: Any) -> Tensor:
         with (
@@ -176,6 +189,8 @@ def _apply_with_gradients(keys: Any, *args: Any) -> Tensor:
         ):
             if _is_a_compilers_own(args[0]):
                 return _devices.apply(*args)
+            if _is_for_a_graph(args[0]):
+                return operators.apply_in_graph(*args)  # type: ignore[no-any-return]
             return operators.apply.default.redispatch(  # type: ignore[no-any-return]
                 keys & _private.keys_after_autograd, *args
             )
@@ -203,9 +218,18 @@ LIBRARY.impl("apply", _apply_on_cpu, "CPU")
 for _device, _its_key in _devices.DEVICES.items():
     LIBRARY.impl("apply", _devices.apply_on_gpu if _device == "cuda" else _devices.apply, _its_key)
 LIBRARY.impl("apply", _apply_with_gradients, "Autograd", with_keyset=True)
-LIBRARY.impl("new_state", lambda input: new_state(), "CPU")
+LIBRARY.impl("apply_in_graph", library.fallthrough_kernel, "Autograd")
+if _abi.are_compiled():
+    _compiled = _abi.Compiled("dropfast", ("new_state", "apply_in_graph"), "CPU")
+    # What an empty tensor, which stands for one on another device, needs to know.
+    LIBRARY.define("any_new_state(Tensor input) -> Tensor", tags=(_PURE, _RANDOM))
+    LIBRARY.impl("any_new_state", lambda input: new_state(), "CPU")
+else:
+    LIBRARY.impl("new_state", lambda input: new_state(), "CPU")
+    LIBRARY.impl("apply_in_graph", _apply_on_cpu, "CPU")
 LIBRARY.impl("dropout", dropout, "CompositeImplicitAutograd")
 LIBRARY.impl("dropout", dropout, "FuncTorchVmapMode")  # also where no input is batched: each example has its own key
-library.register_fake("dropfast::apply", lambda input, *_: torch.empty_like(input), lib=LIBRARY)
+for _name in "apply", "apply_in_graph":
+    library.register_fake(f"dropfast::{_name}", lambda input, *_: torch.empty_like(input), lib=LIBRARY)
 library.register_fake("dropfast::new_state", lambda input: input.new_empty(3, dtype=torch.int64), lib=LIBRARY)
 library.register_vmap("dropfast::apply", _apply_of_many, lib=LIBRARY)

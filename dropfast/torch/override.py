@@ -17,7 +17,7 @@ import torch.compiler.config
 from torch import Tensor, library
 
 from dropfast import _checks
-from dropfast.torch import _kernels, _private
+from dropfast.torch import _abi, _kernels, _private
 from dropfast.torch._eager import drop_plain, is_plain
 from dropfast.torch._operators import FLOATS, is_sharded, operators
 from dropfast.torch.functions import check_leaf
@@ -25,10 +25,10 @@ from dropfast.torch.functions import check_leaf
 aten = torch.ops.aten
 
 # In compiled code, where PyTorch's own dropout is part of a loop, ours is a call: it has to be worth one.
-_WORTH_A_CALL = 1 << 13
+_WORTH_A_CALL = 1 << 10
 
 _lock = threading.Lock()
-_in_force: tuple[library.Library, list[_kernels.Compiled]] | None = None
+_in_force: tuple[library.Library, list[_abi.Compiled]] | None = None
 _TAG = "dropfast"
 _KEYS = "AutogradCPU", "CPU"
 
@@ -90,10 +90,10 @@ def enable() -> AbstractContextManager[object]:
             elif _import not in sys.meta_path:
                 sys.meta_path.insert(0, _import)
             compiled = []
-            if _kernels.let_errors_pass():  # over those in Python
-                compiled.append(_kernels.Compiled(("dropout", "dropout_"), *_KEYS))
-            if _kernels.are_compiled():
-                compiled.append(_kernels.Compiled(("native_dropout", "native_dropout_backward"), "CPU"))
+            if _abi.let_errors_pass():  # over those in Python
+                compiled.append(_abi.Compiled("aten", ("dropout", "dropout_"), *_KEYS))
+            if _abi.are_compiled():
+                compiled.append(_abi.Compiled("aten", ("native_dropout", "native_dropout_backward"), "CPU"))
             _in_force = kernels, compiled
             _let_compilers_know()
     return _Enabled(was_enabled)

@@ -9,15 +9,17 @@ import pytest
 import torch
 from cases import DTYPES, Shape, values
 from expected import DEFAULT_AND_TWIN, assert_same_bits, using
+from functorch.compile import make_boxed_func
 from processes import run_python
 from tensors import IGNORE_THEIR_WARNINGS, TORCH_DTYPES, array, next_key, next_mask, tensor
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dropfast
 import dropfast.torch
-from dropfast.torch import _kernels
+from dropfast.torch import _abi
 
 pytestmark = IGNORE_THEIR_WARNINGS
 
@@ -27,7 +29,7 @@ SMALL, LARGE = (33, 70), (1100, 1000)  # by the number that decides what is save
 @pytest.fixture
 def enabled(backend: str) -> Iterator[str]:
     """The name of the backend in use; but for the twin, the kernels are in C++."""
-    assert _kernels.are_compiled() == _kernels.let_errors_pass() == (backend != "numpy")
+    assert _abi.are_compiled() == _abi.let_errors_pass() == (backend != "numpy")
     with dropfast.torch.enable():
         yield backend
 
@@ -195,6 +197,70 @@ def test_graphs_of_large_tensors_have_pytorchs_operators(form: str) -> None:
     assert_same_bits(array(traced(x)), mask.apply(array(x)))
 
 
+# ---- in compiled graphs --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("view", VIEWS)
+def test_apply_in_graph(backend: str, view: str, dtype: str) -> None:
+    shape = (5, 33, 14)
+    x = VIEWS[view](tensor(values(shape, DTYPES[dtype])))
+    for axes in ((), 0, (0, 2)):
+        mask = dropfast.Mask(shape, 0.3, key=2**64 - 5, draw=2**32 - 1, shared_axes=axes)
+        _, strides, start, _, draw, threshold = mask._recipe
+        y = torch.ops.dropfast.apply_in_graph(x, torch.tensor([-5, draw, start]), strides, threshold)
+        assert_same_bits(array(y), mask.apply(contiguous(x)))
+        assert y.stride() == torch.empty_like(x).stride()
+
+
+@pytest.mark.parametrize(
+    ("shape", "states"),
+    [((), ()), ((3, 0), ()), ((2, 3), (2,)), ((1 << 13, (1 << 12) + 1), ())],
+    ids=["0-d", "empty", "many-states", "very-large"],
+)
+def test_apply_in_graph_of_what_is_not_usual(shape: Shape, states: tuple[int, ...]) -> None:
+    x = torch.ones(shape, dtype=torch.float16)
+    state = torch.arange(3, 6).expand(*states, 3).clone()
+    strides = (1,) if states else (shape[1], 1) if shape else ()
+    y = torch.ops.dropfast.apply_in_graph(x, state, strides, 1 << 31)
+    assert torch.equal(y, torch.ops.dropfast.apply(x, state, strides, 1 << 31))
+
+
+def test_new_state_is_a_key_of_pytorchs_generator(form: str) -> None:
+    for x in torch.ones(3), torch.empty(0):  # on the CPU, and for a tensor on another device
+        key = next_key()
+        assert torch.ops.dropfast.new_state(x).tolist() == [key - (key >> 63 << 64), 0, 0]
+
+
+@pytest.mark.parametrize("call", ["layer", "enable"])
+def test_graphs_have_the_kernel_alone(form: str, call: str) -> None:
+    """Where it is in C++: else they have the operator in Python."""
+    graphs = []
+
+    def keep(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append({str(node.target) for node in graph.graph.nodes})
+        return make_boxed_func(graph.forward)
+
+    layer = dropfast.torch.Dropout() if call == "layer" else nn.Dropout()
+    x = torch.ones(LARGE, requires_grad=True)
+    compiled = torch.compile(lambda x: layer(x) * 2, backend=aot_autograd(fw_compiler=keep))
+    mask = next_mask(LARGE)
+    compiled(x).backward(torch.ones(LARGE))
+    torch._dynamo.reset()
+    operator = "dropfast.apply.default" if form == "numpy" else "dropfast.apply_in_graph.default"
+    assert [{name for name in graph if "dropfast" in name} for graph in graphs] == [
+        {"dropfast.new_state.default", operator},
+        {operator},
+    ]
+    assert x.grad is not None
+    assert_same_bits(array(x.grad), 2 * mask.apply(np.ones(LARGE, np.float32)))
+
+
+def test_strides_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="strides must be one for each axis of input"):
+        torch.ops.dropfast.apply_in_graph(torch.ones(3, 4), torch.tensor([1, 2, 0]), (1,), 1 << 31)
+
+
 # ---- errors --------------------------------------------------------------------------------------
 
 
@@ -271,8 +337,8 @@ def test_what_is_not_there_is_done_in_python() -> None:
         if "errors" in sys.argv:
             dropfast._native.has_known_errors = False
         import dropfast.torch
-        from dropfast.torch import _kernels
-        print(_kernels.are_compiled(), _kernels.let_errors_pass(), file=sys.stderr)
+        from dropfast.torch import _abi
+        print(_abi.are_compiled(), _abi.let_errors_pass(), file=sys.stderr)
 
         def print_all(call):
             x = torch.linspace(-1, 1, 640).view(16, 40).requires_grad_()
