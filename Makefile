@@ -56,7 +56,7 @@ large: $(VENV)/.group-test  ## arrays of more than 2^32 elements (14 GiB of memo
 dieharder:  ## a battery of statistical tests, with its reports in docs/dieharder (two hours)
 	tests/dieharder
 
-bench: $(VENV)/.extra-bench  ## the benchmarks: dropfast, its twin, NumPy, and the peers of `make peers`
+bench: $(VENV)/.extra-bench  ## the benchmarks: dropfast, its NumPy fallback, NumPy, and the peers of `make peers`
 	$(say) "the benchmarks"
 	$(bin)/pytest benchmarks $(BENCH_ARGS)
 

@@ -36,7 +36,7 @@ class Mask:
         Where the key comes from, as in `dropout`: the mask is the one that ``dropout(x, rate, rng=rng)`` applies. None,
         the system's entropy, has to be said: give just one of `key` and `rng`.
     draw : int, default 0
-        Which mask of the stream, in [0, 2**32).
+        Which mask of the stream, a count in [0, 2**32): 0 is the first one.
     shared_axes : int or tuple of ints, default ()
         Axes along which all elements have one bit in common. ``shared_axes=0`` drops the same units for a whole batch.
     noise_shape : tuple of int or None, optional

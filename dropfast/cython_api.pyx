@@ -1,5 +1,5 @@
 # cython: language_level=3, freethreading_compatible=True
-"""The Cython door: what is declared in cython_api.pxd, with the kernels of dropfast._native.
+"""The Cython API: what is declared in cython_api.pxd, with the kernels of dropfast._native.
 
 The functions come from the extension's capsule, so they exist once in the process, and DROPFAST_ISA governs them too.
 """
