@@ -1,5 +1,5 @@
 // PyTorch's operators for dropout, over its stable ABI. Its C functions are declared here and looked up in the library
-// that is loaded (dropfast/torch/_kernels.py), so that no header of PyTorch is needed and one binary is for all
+// that is loaded (dropfast/torch/_abi.py), so that no header of PyTorch is needed and one binary is for all
 // versions. What these kernels do not take goes to the same operators in Python.
 #include "torch_ops.h"
 
@@ -70,8 +70,8 @@ struct {
 #undef DROPFAST_DECLARE
 
 // PyTorch makes a code of every error. One of Python's own goes on as what it was, as PyTorch's checkpoints end by one,
-// and Ctrl-C is one: it is still there where hooks of saved tensors and modes raise it, and _kernels.py keeps it where
-// our kernels in Python do.
+// and Ctrl-C is one: it is still there where hooks of saved tensors and modes raise it, and _abi.py keeps it where our
+// kernels in Python do.
 bool errors_pass;  // see use_torch_functions
 
 void check(int error) {
@@ -79,7 +79,7 @@ void check(int error) {
   if (errors_pass) {
     const py::gil_scoped_acquire acquire;
     if (!PyErr_Occurred()) {
-      const py::object raised = py::module_::import("dropfast.torch._kernels").attr("take_raised")();
+      const py::object raised = py::module_::import("dropfast.torch._abi").attr("take_raised")();
       if (!raised.is_none()) PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(raised.ptr())), raised.ptr());
     }
     if (PyErr_Occurred()) throw py::error_already_set();
@@ -357,13 +357,20 @@ void new_state(Value* stack, uint64_t, uint64_t) {
   stack[0] = state.release();
 }
 
+// Whether tensors may have tangents, which graphs do not know.
+bool is_forward_ad_on() {
+  const py::gil_scoped_acquire acquire;
+  return py::module_::import("dropfast.torch._private").attr("is_forward_ad_on")().cast<bool>();
+}
+
 // dropfast::apply_in_graph(Tensor input, Tensor state, SymInt[] strides, int threshold) -> Tensor
 void apply_in_graph(Value* stack, uint64_t, uint64_t) {
   Tensor input(stack[0]), state(stack[1]);
-  if (!is_ours(input) || input.numel() > kSlabElements || state.ndim() != 1 || *state.strides() != 1) {
+  if (!is_ours(input) || input.numel() > kSlabElements || state.ndim() != 1 || *state.strides() != 1 ||
+      is_forward_ad_on()) {
     stack[0] = input.release();
     stack[1] = state.release();
-    return call("dropfast::apply", stack);
+    return call("dropfast::any_apply", stack);
   }
   const std::vector<int64_t> strides = numbers_of(stack[2]);
   const int64_t ndim = input.ndim();

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import threading
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -63,3 +66,32 @@ class Compiled:
         """Take them back."""
         while self._libraries:
             self._native.forget_in_torch(self._libraries.pop())
+
+
+# ---- errors --------------------------------------------------------------------------------------
+
+
+class _Raised(threading.local):
+    error: BaseException | None = None
+
+
+_raised = _Raised()
+
+
+def from_cxx(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a kernel that keeps what it raises, of which PyTorch's functions for C leave no more than the words."""
+
+    def call(*args: Any) -> Any:
+        try:
+            return kernel(*args)
+        except BaseException as error:
+            _raised.error = error
+            raise
+
+    return call
+
+
+def take_raised() -> BaseException | None:
+    """Return what was kept last in this thread, once."""
+    error, _raised.error = _raised.error, None
+    return error

@@ -8,9 +8,6 @@ are for `enable`. `_fused_dropout` and `_masked_scale` have none there: they do 
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, library
@@ -21,35 +18,6 @@ from dropfast.torch._operators import ALL_64, FLOATS, array_of, new_key, strides
 
 if _abi.is_there:
     _own = _abi.Compiled("aten", ("_fused_dropout", "_masked_scale"), "CPU")
-
-
-# ---- errors --------------------------------------------------------------------------------------
-
-
-class _Raised(threading.local):
-    error: BaseException | None = None
-
-
-_raised = _Raised()
-
-
-def from_cxx(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a kernel that keeps what it raises, of which PyTorch's functions for C leave no more than the words."""
-
-    def call(*args: Any) -> Any:
-        try:
-            return kernel(*args)
-        except BaseException as error:
-            _raised.error = error
-            raise
-
-    return call
-
-
-def take_raised() -> BaseException | None:
-    """Return what was kept last in this thread, once."""
-    error, _raised.error = _raised.error, None
-    return error
 
 
 # ---- in Python -----------------------------------------------------------------------------------
@@ -82,5 +50,5 @@ def native_dropout_backward(grad_output: Tensor, mask: Tensor, scale: float) -> 
 _LIBRARY = library.Library("dropfast", "FRAGMENT")  # where the kernels in C++ leave what they do not take
 _LIBRARY.define("any_native_dropout(Tensor input, float p, bool? train) -> (Tensor, Tensor)")
 _LIBRARY.define("any_native_dropout_backward(Tensor grad_output, Tensor mask, float scale) -> Tensor")
-_LIBRARY.impl("any_native_dropout", from_cxx(native_dropout), "CPU")
-_LIBRARY.impl("any_native_dropout_backward", from_cxx(native_dropout_backward), "CPU")
+_LIBRARY.impl("any_native_dropout", _abi.from_cxx(native_dropout), "CPU")
+_LIBRARY.impl("any_native_dropout_backward", _abi.from_cxx(native_dropout_backward), "CPU")

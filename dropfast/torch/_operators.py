@@ -119,7 +119,9 @@ def dropout(
         state = new_state(generator)
     else:
         with _saved_for_backward():
-            state = operators.new_state(input if input.device.type == "cpu" else torch.empty(0, device="cpu"))
+            state = operators.new_state(
+                torch.empty(0, device="cpu") if input.device.type in _devices.DEVICES else input
+            )
     return operators.apply(input, state, strides_of(input.shape, shared_axes), threshold)  # type: ignore[no-any-return]
 
 
@@ -221,12 +223,15 @@ LIBRARY.impl("apply", _apply_with_gradients, "Autograd", with_keyset=True)
 LIBRARY.impl("apply_in_graph", library.fallthrough_kernel, "Autograd")
 if _abi.are_compiled():
     _compiled = _abi.Compiled("dropfast", ("new_state", "apply_in_graph"), "CPU")
-    # What an empty tensor, which stands for one on another device, needs to know.
-    LIBRARY.define("any_new_state(Tensor input) -> Tensor", tags=(_PURE, _RANDOM))
-    LIBRARY.impl("any_new_state", lambda input: new_state(), "CPU")
+    for _schema, _kernel in (  # what they leave to Python: keys for other devices, many masks, tangents and more
+        ("any_new_state(Tensor input) -> Tensor", lambda input: new_state()),
+        ("any_apply(Tensor input, Tensor state, SymInt[] strides, int threshold) -> Tensor", operators.apply),
+    ):
+        LIBRARY.define(_schema)
+        LIBRARY.impl(_schema.partition("(")[0], _abi.from_cxx(_kernel), "CompositeImplicitAutograd")
 else:
     LIBRARY.impl("new_state", lambda input: new_state(), "CPU")
-    LIBRARY.impl("apply_in_graph", _apply_on_cpu, "CPU")
+    LIBRARY.impl("apply_in_graph", operators.apply, "CPU")
 LIBRARY.impl("dropout", dropout, "CompositeImplicitAutograd")
 LIBRARY.impl("dropout", dropout, "FuncTorchVmapMode")  # also where no input is batched: each example has its own key
 for _name in "apply", "apply_in_graph":
