@@ -74,10 +74,19 @@ lint: $(VENV)/.group-lint $(VENV)/.group-test  ## style, types, spelling and met
 	$(bin)/pyright --warnings --pythonpath $(bin)/python
 	$(say) "codespell"
 	$(bin)/codespell
-	$(say) "validate-pyproject, sp-repo-review, zizmor"
+	$(say) "validate-pyproject, sp-repo-review, zizmor, check-jsonschema"
 	$(bin)/validate-pyproject pyproject.toml
 	$(bin)/sp-repo-review .
-	$(bin)/zizmor --offline --quiet .github
+	$(bin)/zizmor --offline --quiet --persona auditor .github
+	$(bin)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+	$(bin)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(bin)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(bin)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/idea.yml
+	$(bin)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(say) "the wheels of a release"
+	for platform in linux:x86_64,aarch64 macos:x86_64,arm64 windows:AMD64,ARM64; do \
+	  $(bin)/cibuildwheel --print-build-identifiers --platform "$${platform%:*}" --archs "$${platform#*:}" || exit; \
+	done | LC_ALL=C sort | diff .github/wheels.txt -
 
 clean:  ## remove what was built and the environment
 	rm -rf $(VENV) $(VENV)-newest $(VENV)-sanitize $(VENV)-sanitize-fuzz build dist .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
