@@ -62,6 +62,14 @@ bench: $(VENV)/.extra-bench  ## the benchmarks: dropfast, its NumPy fallback, Nu
 
 peers: $(VENV)/.group-peers  ## install the frameworks that the benchmarks compare with (2 GB)
 
+# From nothing each time: only then does Sphinx warn of every page.
+docs: $(VENV)/.group-docs $(VENV)/.group-test  ## the site, in build/docs/html
+	$(say) "the site"
+	rm -rf build/docs
+	$(bin)/sphinx-build --quiet --fail-on-warning --keep-going --doctree-dir build/docs/doctrees docs build/docs/html
+	$(bin)/pytest tests/site $(PYTEST_ARGS)
+	$(say) "open file://$(CURDIR)/build/docs/html/index.html"
+
 # Everything that reads the files without running them.
 lint: $(VENV)/.group-lint $(VENV)/.group-test  ## style, types, spelling and metadata
 	$(say) "ruff"
@@ -128,5 +136,5 @@ $(VENV)/.doors: $(VENV)/.group-doors
 
 # Two pips at once in one environment would trip over each other.
 .NOTPARALLEL:
-.PHONY: help demo test doors newest sanitize mutants machines large dieharder bench peers lint clean
+.PHONY: help demo test doors newest sanitize mutants machines large dieharder bench peers docs lint clean
 .PRECIOUS: $(VENV)/.extra-% $(VENV)/.group-%

@@ -106,10 +106,9 @@ class Dropout:
     Attributes
     ----------
     training : bool
-        Whether calls drop elements; `train` and `eval` set it, too. False makes the layer the identity: it returns `x`
-        itself and draws nothing.
+        Whether calls drop elements.
     rate : float
-        As given. A new one is for the calls from there on; `backward` and `mask` belong to the last.
+        Probability that an element is dropped.
     key : int
         The layer's stream of masks.
     draw : int
@@ -173,7 +172,10 @@ class Dropout:
 
     @property
     def rate(self) -> float:
-        """Probability that an element is dropped."""
+        """Probability that an element is dropped.
+
+        A new one is for the calls from there on; `backward` and `mask` belong to the last.
+        """
         return self._rate[0]
 
     @rate.setter
@@ -183,7 +185,10 @@ class Dropout:
 
     @property
     def training(self) -> bool:
-        """Whether calls drop elements."""
+        """Whether calls drop elements; `train` and `eval` set it, too.
+
+        False makes the layer the identity: it returns `x` itself and draws nothing.
+        """
         return self._training
 
     @training.setter
@@ -193,12 +198,24 @@ class Dropout:
         self._training = value
 
     def train(self) -> Self:
-        """Let calls drop elements, and return the layer."""
+        """Let calls drop elements.
+
+        Returns
+        -------
+        Dropout
+            The layer itself.
+        """
         self._training = True
         return self
 
     def eval(self) -> Self:
-        """Make the layer the identity, and return it."""
+        """Make the layer the identity.
+
+        Returns
+        -------
+        Dropout
+            The layer itself.
+        """
         self._training = False
         return self
 
@@ -289,12 +306,23 @@ class Dropout:
         return _backend.apply(dy, out, last[1])
 
     def state_dict(self) -> dict[str, int]:
-        """Return all that a run needs to continue bit for bit: the key, and the number of masks drawn."""
+        """Return all that a run needs to continue bit for bit.
+
+        Returns
+        -------
+        dict
+            The layer's ``key``, and as ``draw`` the number of masks drawn.
+        """
         with self._lock:
             return {"key": self._key, "draw": self._draw}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Continue from a state of `state_dict`.
+
+        Parameters
+        ----------
+        state : mapping
+            What `state_dict` returned.
 
         Raises
         ------

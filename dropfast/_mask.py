@@ -48,7 +48,7 @@ class Mask:
     shape, rate, key, draw, shared_axes, noise_shape
         As given, with `shared_axes` and `noise_shape` as tuples of integers.
     scale : float
-        What kept elements are multiplied by: ``2**32 / (2**32 - round(rate * 2**32))``, or 0 if none is kept.
+        What kept elements are multiplied by.
 
     Raises
     ------
@@ -174,7 +174,10 @@ class Mask:
 
     @property
     def scale(self) -> float:
-        """What kept elements are multiplied by."""
+        """What kept elements are multiplied by.
+
+        That is ``2**32 / (2**32 - round(rate * 2**32))``, or 0 if none is kept.
+        """
         return _checks.scale(self._recipe[5])
 
     def apply(self, x: npt.NDArray[Float], out: npt.NDArray[Float] | None = None) -> npt.NDArray[Float]:
@@ -217,7 +220,12 @@ class Mask:
         return _backend.apply(x, out, self._recipe)
 
     def keep(self) -> npt.NDArray[np.bool_]:
-        """Return the mask as a boolean array of `noise_shape`, True where kept.
+        """Return the mask as a boolean array.
+
+        Returns
+        -------
+        numpy.ndarray
+            Of booleans and the shape `noise_shape`: True where kept.
 
         Examples
         --------

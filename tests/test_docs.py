@@ -15,6 +15,7 @@ DOORS = ["dask", "jax", "keras", "tensorflow", "torch"]  # theirs need the frame
 BEYOND_NUMPY = rf"^>>> (import|from) (dropfast\.)?({'|'.join([*DOORS, 'numba', 'xarray'])})\b"
 ALL_PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES = [page for page in ALL_PAGES if page.stem not in DOORS]
+MARKDOWN = sorted({*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("docs/**/*.md")})
 
 MODULES = [
     "dropfast",
@@ -97,3 +98,25 @@ def test_each_guarantee_has_tests_that_are_there() -> None:
     }
     assert named
     assert named <= written, f"no such tests: {named - written}"
+
+
+def without_code(page: Path) -> str:
+    return re.sub(r"^```(?!{).*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors_of(page: Path) -> set[str]:
+    """The anchors that code hosts give the headings of a page, and Sphinx too."""
+    headings = re.findall(r"^#+ (.*)$", without_code(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", MARKDOWN, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    """Where the pages are read as they are; on the site it is for tests/site to see to."""
+    for link in re.findall(r"\]\(([^()\s]+)\)", re.sub(r"`[^`\n]*`", "", without_code(page))):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors_of(target), link

@@ -224,10 +224,12 @@ class SpatialDropout2D(_SpatialDropout, keras.layers.SpatialDropout2D):
 
     Parameters
     ----------
-    rate, seed, **kwargs
+    rate : float
         As in `Dropout`.
     data_format : {'channels_last', 'channels_first'}, optional
         Where the channels are; by default where `keras.config.image_data_format` says.
+    seed, **kwargs
+        As in `Dropout`.
     """
 
     _dimensions = 2

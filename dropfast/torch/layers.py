@@ -157,8 +157,16 @@ class _ChannelLayer(_Layer):
 class Dropout1d(_ChannelLayer, torch.nn.Dropout1d):
     """Zero whole channels of inputs (N, C, L) or (C, L), in the place of `torch.nn.Dropout1d`.
 
-    Parameters, attributes and guarantees are those of `Dropout`, without `noise_shape`; ``shared_axes=0`` zeroes the
-    same channels for the whole batch.
+    Parameters
+    ----------
+    p : float, default 0.5
+        Probability that a channel is zeroed, in [0, 1].
+    inplace : bool, default False
+        Whether to write into the input.
+    shared_axes : int or tuple of ints, default ()
+        Axes that share their fate besides those of a channel. ``0`` zeroes the same channels for the whole batch.
+    generator : torch.Generator, optional
+        Where the keys of the masks come from, as in `Dropout`, whose attributes and guarantees are this layer's, too.
     """
 
     _module, _function = torch.nn.Dropout1d, functional.dropout1d
@@ -168,8 +176,10 @@ class Dropout1d(_ChannelLayer, torch.nn.Dropout1d):
 class Dropout2d(_ChannelLayer, torch.nn.Dropout2d):
     """Zero whole channels of inputs (N, C, H, W), in the place of `torch.nn.Dropout2d`, with its warnings for others.
 
-    Parameters, attributes and guarantees are those of `Dropout`, without `noise_shape`; ``shared_axes=0`` zeroes the
-    same channels for the whole batch.
+    Parameters
+    ----------
+    p, inplace, shared_axes, generator
+        As in `Dropout1d`.
     """
 
     _module, _function = torch.nn.Dropout2d, functional.dropout2d
@@ -179,8 +189,10 @@ class Dropout2d(_ChannelLayer, torch.nn.Dropout2d):
 class Dropout3d(_ChannelLayer, torch.nn.Dropout3d):
     """Zero whole channels of inputs (N, C, D, H, W) or (C, D, H, W), in the place of `torch.nn.Dropout3d`.
 
-    Parameters, attributes and guarantees are those of `Dropout`, without `noise_shape`; ``shared_axes=0`` zeroes the
-    same channels for the whole batch.
+    Parameters
+    ----------
+    p, inplace, shared_axes, generator
+        As in `Dropout1d`.
     """
 
     _module, _function = torch.nn.Dropout3d, functional.dropout3d
