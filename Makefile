@@ -42,6 +42,9 @@ newest:  ## the tests of the door to PyTorch, with PyTorch's newest release (ins
 sanitize:  ## memory, undefined behaviour, races: the sanitizers, valgrind and fuzzing (an hour)
 	tests/sanitize $(VENV)-sanitize
 
+coverage: $(VENV)/.doors  ## which lines the tests run, as pages in build/coverage (ten minutes)
+	tests/coverage $(VENV)
+
 mutants:  ## whether seeded faults are caught (two minutes)
 	$(say) "faults, seeded into the kernels"
 	$(PYTHON) tests/mutants.py
@@ -145,5 +148,5 @@ $(VENV)/.doors: $(VENV)/.group-doors
 
 # Two pips at once in one environment would trip over each other.
 .NOTPARALLEL:
-.PHONY: help demo test doors newest sanitize mutants machines large dieharder bench bench-save bench-compare peers docs lint clean
+.PHONY: help demo test doors newest sanitize coverage mutants machines large dieharder bench bench-save bench-compare peers docs lint clean
 .PRECIOUS: $(VENV)/.extra-% $(VENV)/.group-%
