@@ -19,7 +19,7 @@ say = @printf '\033[1m==> %s\033[0m\n'
 sources := pyproject.toml CMakeLists.txt $(filter-out %.pyc,$(wildcard csrc/*.* dropfast/*.* dropfast/*/*.*))
 
 help:  ## show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.extra-demo  ## build, install and show what dropfast does, on real data
 	$(say) "the demo"
@@ -42,6 +42,9 @@ newest:  ## the tests of the door to PyTorch, with PyTorch's newest release (ins
 sanitize:  ## memory, undefined behaviour, races: the sanitizers, valgrind and fuzzing (an hour)
 	tests/sanitize $(VENV)-sanitize
 
+coverage: $(VENV)/.doors  ## which lines the tests run, as pages in build/coverage (ten minutes)
+	tests/coverage $(VENV)
+
 mutants:  ## whether seeded faults are caught (two minutes)
 	$(say) "faults, seeded into the kernels"
 	$(PYTHON) tests/mutants.py
@@ -59,6 +62,15 @@ dieharder:  ## a battery of statistical tests, with its reports in docs/dieharde
 bench: $(VENV)/.extra-bench  ## the benchmarks: dropfast, its NumPy fallback, NumPy, and the peers of `make peers`
 	$(say) "the benchmarks"
 	$(bin)/pytest benchmarks $(BENCH_ARGS)
+
+# A pair for whoever changes what is fast: the first before, the second behind. SAVED=file: another than the last one.
+bench-save: $(VENV)/.extra-bench  ## measure, and save the run in .benchmarks (a minute)
+	$(say) "a run to compare with"
+	$(python) benchmarks/history.py save
+
+bench-compare: $(VENV)/.extra-bench  ## measure, and show each case beside the run that was saved last
+	$(say) "each case, beside the run that was saved"
+	$(python) benchmarks/history.py compare $(SAVED)
 
 peers: $(VENV)/.group-peers  ## install the frameworks that the benchmarks compare with (2 GB)
 
@@ -97,7 +109,7 @@ lint: $(VENV)/.group-lint $(VENV)/.group-test  ## style, types, spelling and met
 	done | LC_ALL=C sort | diff .github/wheels.txt -
 
 clean:  ## remove what was built and the environment
-	rm -rf $(VENV) $(VENV)-newest $(VENV)-sanitize $(VENV)-sanitize-fuzz build dist .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-sanitize $(VENV)-sanitize-fuzz build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find dropfast tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # The environment, and one stamp file in it for each thing that was installed.
@@ -136,5 +148,5 @@ $(VENV)/.doors: $(VENV)/.group-doors
 
 # Two pips at once in one environment would trip over each other.
 .NOTPARALLEL:
-.PHONY: help demo test doors newest sanitize mutants machines large dieharder bench peers docs lint clean
+.PHONY: help demo test doors newest sanitize coverage mutants machines large dieharder bench bench-save bench-compare peers docs lint clean
 .PRECIOUS: $(VENV)/.extra-% $(VENV)/.group-%

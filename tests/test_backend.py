@@ -142,6 +142,7 @@ FIRST_CALLS = {
     "dropout": "dropfast.dropout(np.ones(64))",
     "Mask.apply": "dropfast.Mask(64, 0.5, key=0).apply(np.ones(64))",
     "Mask.keep": "dropfast.Mask(64, 0.5, key=0).keep()",
+    "Mask.compress": "dropfast.Mask(64, 0.5, key=0).compress(np.ones(64))",
     "Dropout": "dropfast.Dropout(0.5)(np.ones(64))",
 }
 RECORD = """

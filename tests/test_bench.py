@@ -35,15 +35,18 @@ def test_arrays_begin_as_numpys_do() -> None:
         assert array.ctypes.data % PAGE == 16
 
 
-@pytest.mark.parametrize("wrong", ["rate", "scale", "shared", "backward"])
+@pytest.mark.parametrize("wrong", ["shape", "rate", "scale", "shared", "backward"])
 def test_a_wrong_result_is_not_timed(wrong: str) -> None:
     case = Case((64, 1024), 0.5, shared=wrong == "shared", backward=wrong == "backward")
     y, dx = Dropfast().prepare(Case(case.shape, case.rate, shared=case.shared, backward=True))()
+    other = dx.copy()  # drops one more
+    other.flat[np.flatnonzero(dx)[0]] = 0
     returned = {
+        "shape": y[:32],
         "rate": Dropfast().prepare(Case(case.shape, 0.4))(),
         "scale": y * np.float32(1.001),
         "shared": Dropfast().prepare(Case(case.shape, case.rate))(),
-        "backward": (y, np.roll(dx, 1)),
+        "backward": (y, other),
     }[wrong]
     Dropfast().check(case, (y, dx) if case.backward else y)  # that one is right
     with pytest.raises(AssertionError, match="64x1024"):

@@ -6,7 +6,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
-from processes import interrupt_module, run_file, run_module
+from processes import interrupt_module, run_file, run_module, run_python
 
 from dropfast import _backend
 
@@ -60,7 +60,7 @@ def test_a_bad_environment_is_one_line(command: Command, words: str, bad: str) -
     assert line.endswith(f" got {BAD[bad][bad]!r}")
 
 
-@pytest.mark.parametrize("call", ["apply(np.ones(9))", "keep()"])
+@pytest.mark.parametrize("call", ["apply(np.ones(9))", "keep()", "compress(np.ones(9))"])
 def test_another_program_of_that_name_has_the_error_at_first_use(tmp_path: Path, call: str) -> None:
     program = tmp_path / "dropfast"
     program.write_text(f"import numpy as np\nimport dropfast\nprint('imported')\ndropfast.Mask(9, key=0).{call}\n")
@@ -161,6 +161,16 @@ def test_words_that_are_refused_at_once(args: list[str], message: str) -> None:
     done = run_module("dropfast", *args)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].endswith(message)
+
+
+@pytest.mark.parametrize(("words", "package"), [("demo", "sklearn"), ("bench", "matplotlib")], ids=["demo", "bench"])
+def test_a_package_that_is_missing_is_named_at_once(words: str, package: str) -> None:
+    code = f"import sys\nsys.modules[{package!r}] = None\nfrom dropfast.__main__ import main\nmain([{words!r}])"
+    done = run_python(code, env=ASKED)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    name = {"demo": "the demo", "bench": "the benchmark"}[words]
+    assert done.stderr == f'{name} needs {package}, not installed here: pip install "dropfast[{words}]"\n'
 
 
 FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is full, whatever is written to it")

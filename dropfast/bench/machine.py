@@ -71,7 +71,7 @@ def describe() -> list[str]:
 
 def cpu() -> str:
     """Return the name of the processor."""
-    if platform.system() == "Darwin":
+    if platform.system() == "Darwin":  # pragma: no cover - not measured there
         command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     cpuinfo = Path("/proc/cpuinfo")
@@ -79,4 +79,4 @@ def cpu() -> str:
         for line in cpuinfo.read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return platform.processor() or platform.machine()  # pragma: no cover - not on Linux on x86

@@ -162,7 +162,7 @@ class OnnxRuntime(Contender):
         return array
 
 
-class Numba(Contender):
+class Numba(Contender):  # pragma: no cover - not installed with the doors
     """A compiled loop over an array of random numbers, which is faster than asking for them one by one. One thread."""
 
     name, distributions = "Numba", ("numba",)
@@ -192,7 +192,7 @@ class Numba(Contender):
 
 
 @cache
-def _numba_functions() -> tuple[Any, Any, Any]:
+def _numba_functions() -> tuple[Any, Any, Any]:  # pragma: no cover - as above
     numba = import_module("numba")
 
     def draw(rng: Any, n: int) -> Any:
