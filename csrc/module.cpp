@@ -281,8 +281,10 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used(), py::multiple_interpreters::p
   m.def("isa", current_isa);
   m.def("use_isa", use_isa, py::arg("name"));
   m.def("openmp", has_openmp);
+  m.def("threading", threading);
   m.def("max_threads", max_threads);
   m.def("limit_threads", limit_threads, py::arg("n"));
+  m.def("set_pool_threads", set_pool_threads, py::arg("n"));
   m.attr("torch_functions") = py::tuple(py::cast(torch_functions));
   m.attr("has_known_errors") = has_known_errors;
   m.def("use_torch_functions", use_torch_functions, py::arg("addresses"), py::arg("large"),

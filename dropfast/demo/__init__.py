@@ -43,7 +43,7 @@ def run(out: Path, *, quick: bool = False) -> bool:
     report = Report()
     began = time.perf_counter()
     # One thread for everything: comparable timings, and sums in the same order in every run.
-    with threadpool_limits(1):
+    with threadpool_limits(1), _backend.on_threads(1):
         example.show(report)
         turns = speed.take_turns(report, rounds=31 if quick else 101)
         speed.show(report, turns)
