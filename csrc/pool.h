@@ -42,18 +42,18 @@ inline void pause() {
 }
 
 // Where threads wait for what others bring about. To fall asleep and to be woken takes as long as a piece of work, so
-// they stay awake for a while, which is for the next call of a loop; but they leave the core to anyone who wants it.
+// they stay awake for a while, which is for the next call of a loop; and soon leave their core to whoever wants it.
 class Bell {
  public:
   template <class Ready>
   void wait(const Ready& ready) {
     const auto begin = std::chrono::steady_clock::now();
-    do {
+    for (auto waited = begin - begin; waited < kAwake; waited = std::chrono::steady_clock::now() - begin) {
+      if (waited > kAlone) std::this_thread::yield();
       for (int i = 0; i < kLooks; ++i, pause()) {
         if (ready()) return;
       }
-      std::this_thread::yield();
-    } while (std::chrono::steady_clock::now() - begin < kAwake);
+    }
     std::unique_lock<std::mutex> lock(mutex_);
     ++asleep_;
     condition_.wait(lock, ready);
@@ -70,7 +70,7 @@ class Bell {
 
  private:
   static constexpr int kLooks = 64;
-  static constexpr std::chrono::microseconds kAwake{200};
+  static constexpr std::chrono::microseconds kAlone{50}, kAwake{200};
 
   std::mutex mutex_;
   std::condition_variable condition_;
