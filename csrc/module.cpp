@@ -29,8 +29,8 @@ static_assert(sizeof(py::ssize_t) == sizeof(int64_t), "NumPy's shapes and stride
 constexpr int64_t kGilElements = 1 << 15;  // a call this big takes microseconds, and lets other Python threads run
 
 // Without the GIL while it lives. Before Python 3.14 a daemon thread that wants the GIL back as the interpreter ends is
-// ended by unwinding its stack, at the first destructor of which C++ ends the process; from 3.14 on it waits for ever, as
-// here.
+// ended by unwinding its stack, at the first destructor of which C++ ends the process; from 3.14 on it waits for ever,
+// as here.
 class WithoutGil {
  public:
   WithoutGil() : state_(PyEval_SaveThread()) {}

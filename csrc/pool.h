@@ -64,7 +64,8 @@ class Bell {
   // both are sequentially consistent.
   void ring() {
     if (asleep_ == 0) return;
-    { const std::lock_guard<std::mutex> lock(mutex_); }  // who is about to fall asleep has
+    mutex_.lock();  // by then who is about to fall asleep has
+    mutex_.unlock();
     condition_.notify_all();
   }
 
@@ -90,8 +91,8 @@ class Job {
     }
   }
 
-  // Takes a piece and returns its number, or -1 if none is left: the one that is wished for, else one of the last, which
-  // belong to those who are woken last.
+  // Takes a piece and returns its number, or -1 if none is left: the one that is wished for, else one of the last,
+  // which belong to those who are woken last.
   int take(int wish) {
     uint64_t wished = uint64_t{1} << wish % 64;
     for (int n = 0; n < kWords; ++n, wished = 0) {
@@ -120,9 +121,9 @@ class Job {
   std::atomic<uint64_t> left_[kWords] = {};
 };
 
-// Helpers take pieces of the jobs that are offered to them. A caller does itself what nobody has begun, so it needs none
-// of them: not if they cannot be started, nor if they are busy with the job of another caller. Several callers share
-// them, so there are never more than the largest job asks for.
+// Helpers take pieces of the jobs that are offered to them. A caller does itself what nobody has begun, so it needs
+// none of them: not if they cannot be started, nor if they are busy with the job of another caller. Several callers
+// share them, so there are never more than the largest job asks for.
 //
 // Neither a pool nor a helper ever ends. At the end of the process a helper may be anywhere in its work, and whoever
 // waited for it there would wait for ever on Windows, which has ended it by then; and Python unloads no module.

@@ -1,4 +1,4 @@
-"""The promises about threads of dropfast's own: where there is no OpenMP, and, whatever was built, in children of forks."""
+"""The promises about threads of dropfast's own: those of builds without OpenMP, and of all in children of forks."""
 
 import sys
 
@@ -7,10 +7,10 @@ from processes import run_python
 
 from dropfast import _backend
 
-compiled = pytest.mark.skipif(_backend.native is None, reason="the twin has one thread")
+compiled = pytest.mark.skipif(_backend.native is None, reason="the fallback has one thread")
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="threads are counted as on Linux")
 
-# In a child, whose threads are the pool's however dropfast was built. It has those of what it has called, and no others.
+# In a child, whose threads are the pool's however dropfast was built: those that its calls have started, and no others.
 IN_A_CHILD = """
 import os, signal, sys, threading, time
 import numpy as np

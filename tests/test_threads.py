@@ -150,7 +150,7 @@ print(*{line.split()[-1] for line in open("/proc/self/maps") if "libgomp" in lin
 """
 with_libgomp = pytest.mark.skipif(
     sys.platform != "linux" or not dropfast.show_config(mode="dicts")["openmp"],
-    reason="OpenMP was asked for, and is looked for as on Linux"
+    reason="OpenMP was asked for, and is looked for as on Linux",
 )
 
 

@@ -37,6 +37,7 @@ def run(out: Path, *, quick: bool = False) -> bool:
     # Only now, for they import those packages.
     from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
+    from dropfast import _backend
     from dropfast._report import Report
     from dropfast.demo import answer, example, picture, speed, thinned, training, variance
 
