@@ -145,8 +145,9 @@ class Pool {
 
  private:
   struct Helper {
-    explicit Helper(int number) : number(number) {}
+    Helper(Pool& pool, int number) : pool(pool), number(number) {}
 
+    Pool& pool;
     const int number;  // from 1 on, the callers being 0: also of the piece whose memory it may have in its cache
     std::atomic<Job*> offered{nullptr};
     Bell bell;
@@ -165,15 +166,38 @@ class Pool {
   void start(int helpers) {
     if (started_ >= helpers) return;
     const std::lock_guard<std::mutex> lock(starting_);
-    try {
-      for (; started_ < helpers; ++started_) {
-        auto helper = std::make_unique<Helper>(started_ + 1);
-        std::thread([this, mine = helper.get()] { serve(*mine); }).detach();
-        *last_ = helper.get();
-        last_ = &helper.release()->next;
-      }
-    } catch (const std::exception&) {  // there are no more to be had
+    for (; started_ < helpers; ++started_) {
+      std::unique_ptr<Helper> helper(new (std::nothrow) Helper(*this, started_ + 1));
+      if (!helper || !start_thread(helper.get())) return;
+      *last_ = helper.get();
+      last_ = &helper.release()->next;
     }
+  }
+
+  // Whether it could be started. Its stack has room for a piece on every system: tiles of rows take 100 KiB, and musl
+  // would give 128.
+  static bool start_thread(Helper* helper) {
+    const auto serve = [](void* helper) -> void* {
+      static_cast<Helper*>(helper)->pool.serve(*static_cast<Helper*>(helper));
+      return nullptr;
+    };
+#ifdef _WIN32
+    try {
+      std::thread(serve, helper).detach();
+      return true;
+    } catch (const std::exception&) {
+      return false;
+    }
+#else
+    pthread_t thread;
+    pthread_attr_t attributes;
+    if (pthread_attr_init(&attributes) != 0) return false;
+    pthread_attr_setstacksize(&attributes, 1 << 20);
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    const bool is_started = pthread_create(&thread, &attributes, serve, helper) == 0;
+    pthread_attr_destroy(&attributes);
+    return is_started;
+#endif
   }
 
   void serve(Helper& mine) {
