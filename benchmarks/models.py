@@ -23,6 +23,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 import dropfast.torch
+from dropfast import _backend
 from dropfast.bench import machine
 
 sys.path.append(str(Path(__file__).parent))
@@ -143,7 +144,7 @@ def times(network: Network, seconds: float, clock: Callable[[], float]) -> dict[
 @contextmanager
 def threads_are(n: int) -> Iterator[None]:
     torch.set_num_threads(n)
-    with threadpool_limits(n):
+    with threadpool_limits(n), _backend.on_threads(n):
         yield
 
 

@@ -67,6 +67,9 @@ constexpr int64_t kStreamingBytes = 16 * (1 << 20);
 
 std::atomic<int> thread_limit{1 << 30};
 
+// Without OpenMP, which has numbers of its own for this and for omp_set_num_threads.
+[[maybe_unused]] std::atomic<int> pool_threads{asked_for() > 0 ? asked_for() : processors()};
+
 // The axis to divide among threads: the outermost that is long enough, else the longest.
 int axis_to_divide(const Axis* axes, int n, int threads) {
   int longest = 0;
@@ -246,15 +249,24 @@ bool has_openmp() {
 #endif
 }
 
-// Read afresh by every call, never set by us: so OMP_NUM_THREADS and threadpoolctl govern it.
+// Read afresh by every call, and OpenMP's never set by us: so OMP_NUM_THREADS and threadpoolctl govern it.
 int max_threads() {
 #ifdef _OPENMP
   return omp_in_parallel() ? 1 : std::min<int>(omp_get_max_threads(), thread_limit);
 #else
-  return 1;
+  return std::min<int>(pool_threads, thread_limit);
 #endif
 }
 
 void limit_threads(int n) { thread_limit = n; }
+
+void set_pool_threads(int n) { pool_threads = n; }
+
+const char* threading() {
+#ifdef _OPENMP
+  if (!forked) return "openmp";
+#endif
+  return "pool";
+}
 
 }  // namespace dropfast

@@ -28,7 +28,9 @@ const Kernels& kernels_in_use();
 const char* current_isa();
 bool use_isa(const char* name);  // false, and nothing changes, if this machine has no such kernels
 bool has_openmp();
-int max_threads();          // that a big call from this thread would use
-void limit_threads(int n);  // for the whole process
+const char* threading();       // "openmp" or "pool", by which a big call from this thread would be divided
+int max_threads();             // that it would use
+void limit_threads(int n);     // for the whole process
+void set_pool_threads(int n);  // so is this: without OpenMP, what omp_set_num_threads is with it
 
 }  // namespace dropfast

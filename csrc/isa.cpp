@@ -1,8 +1,4 @@
 // The ordered list of instruction sets, and which of them this CPU has.
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
-
 #include "kernels.h"
 
 namespace dropfast {
@@ -17,18 +13,50 @@ DROPFAST_ISAS
 
 namespace {
 
+#if defined(__x86_64__)
+
+// The CPU is asked directly: the compilers' __builtin_cpu_supports learnt of F16C late, does not link by clang-cl, and
+// knows nothing by zig.
+struct Words {
+  unsigned a, b, c, d;
+};
+
+Words cpuid(unsigned leaf) {
+  Words is{};
+  const auto ask = [&](unsigned leaf) {
+    asm volatile("cpuid" : "=a"(is.a), "=b"(is.b), "=c"(is.c), "=d"(is.d) : "a"(leaf), "c"(0));
+  };
+  ask(0);
+  const bool known = leaf <= is.a;
+  is = {};
+  if (known) ask(leaf);
+  return is;
+}
+
+bool bit(unsigned word, int n) { return (word >> n & 1) != 0; }
+
+// Whether the system saves these registers, by bits of XCR0. macOS says so of AVX-512's in threads alone that have used
+// them, so that AVX2 is chosen there.
+bool saves(unsigned registers) {
+  if (!bit(cpuid(1).c, 27)) return false;  // OSXSAVE: it would not be asked
+  unsigned low, high;
+  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (low & registers) == registers;
+}
+
+#endif
+
 // `baseline` needs what every CPU of its architecture has, and so does `neon` on aarch64.
 namespace runs_here {
 [[maybe_unused]] bool baseline() { return true; }
 [[maybe_unused]] bool neon() { return true; }
 #if defined(__x86_64__)
 [[maybe_unused]] bool avx2() {
-  unsigned a, b, c, d;  // asked directly: __builtin_cpu_supports learnt of F16C late
-  return __builtin_cpu_supports("avx2") && __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+  return saves(0x6) && bit(cpuid(1).c, 29) && bit(cpuid(7).b, 5);  // XMM and YMM; F16C, AVX2
 }
 [[maybe_unused]] bool avx512() {
-  return avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  const unsigned b = cpuid(7).b;
+  return avx2() && saves(0xe0) && bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31);  // masks, ZMM; F, DQ, BW, VL
 }
 #endif
 }  // namespace runs_here

@@ -7,9 +7,11 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include "engine.h"
@@ -25,6 +27,25 @@ namespace {
 static_assert(sizeof(py::ssize_t) == sizeof(int64_t), "NumPy's shapes and strides are read in place");
 
 constexpr int64_t kGilElements = 1 << 15;  // a call this big takes microseconds, and lets other Python threads run
+
+// Without the GIL while it lives. Before Python 3.14 a daemon thread that wants the GIL back as the interpreter ends is
+// ended by unwinding its stack, at the first destructor of which C++ ends the process; from 3.14 on it waits for ever,
+// as here.
+class WithoutGil {
+ public:
+  WithoutGil() : state_(PyEval_SaveThread()) {}
+  WithoutGil(const WithoutGil&) = delete;
+  ~WithoutGil() {
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (...) {
+      for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+    }
+  }
+
+ private:
+  PyThreadState* const state_;
+};
 
 inline const int64_t* as_int64(const py::ssize_t* p) { return reinterpret_cast<const int64_t*>(p); }
 
@@ -137,7 +158,7 @@ void apply_in_slabs(const dropfast_mask& mask, dropfast_dtype dtype, const char*
                     const int64_t* out_strides, int64_t size) {
   if (size <= kSlabElements) {
     {
-      const py::gil_scoped_release release;
+      const WithoutGil release;
       apply(&mask, dtype, x, x_strides, out, out_strides);
     }
     return look_at_signals();
@@ -186,7 +207,7 @@ bool apply_to_arrays(py::handle x_object, py::handle out_object, const py::tuple
     void* kept = bytes_beside(out, kept_object);
     int64_t kept_strides[DROPFAST_MAX_NDIM];
     for (py::ssize_t d = 0; d < out.ndim(); ++d) kept_strides[d] = out_strides[d] / out.itemsize();
-    const py::gil_scoped_release release;
+    const WithoutGil release;
     apply_and_keep(&with.mask(), code, from, x_strides, to, out_strides, kept, kept_strides);
   } else if (x.size() < kGilElements) {
     apply(&with.mask(), code, from, x_strides, to, out_strides);
@@ -207,7 +228,7 @@ void packed_to_array(const py::array_t<uint8_t>& out, const py::tuple& recipe) {
     throw py::value_error("packed: out must be a writable, contiguous uint8 array of ceil(size / 8) bytes");
   }
   uint8_t* to = const_cast<uint8_t*>(out.data());
-  const py::gil_scoped_release release;
+  const WithoutGil release;
   packed(&with.mask(), to, [] {
     const py::gil_scoped_acquire acquire;
     look_at_signals();
@@ -249,7 +270,7 @@ void thin_arrays(const std::string& name, const py::array& wide, const py::array
   const auto code = static_cast<dropfast_dtype>(dtype);
   void *const wide_data = const_cast<void*>(wide.data()), *const compact_data = const_cast<void*>(compact.data());
   if (wide.size() < kGilElements) return thin(move, code, wide_data, compact_data, axes, n, times);
-  const py::gil_scoped_release release;
+  const WithoutGil release;
   thin(move, code, wide_data, compact_data, axes, n, times, [] {
     const py::gil_scoped_acquire acquire;
     look_at_signals();
@@ -281,8 +302,10 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used(), py::multiple_interpreters::p
   m.def("isa", current_isa);
   m.def("use_isa", use_isa, py::arg("name"));
   m.def("openmp", has_openmp);
+  m.def("threading", threading);
   m.def("max_threads", max_threads);
   m.def("limit_threads", limit_threads, py::arg("n"));
+  m.def("set_pool_threads", set_pool_threads, py::arg("n"));
   m.attr("torch_functions") = py::tuple(py::cast(torch_functions));
   m.attr("has_known_errors") = has_known_errors;
   m.def("use_torch_functions", use_torch_functions, py::arg("addresses"), py::arg("large"),

@@ -3,48 +3,23 @@
 #pragma once
 
 #include <fenv.h>
-#include <pthread.h>
 #include <stdint.h>
-#include <stdio.h>
-#include <string.h>
 
 #include <algorithm>
-#include <atomic>
-#include <exception>
-#include <mutex>
-#include <thread>
-#include <vector>
+
+#include "pool.h"
 
 #ifdef _OPENMP
 #include <omp.h>
-#endif
-#if defined(__SSE2__)
-#include <immintrin.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <vector>
 #endif
 
 namespace dropfast {
 
 constexpr int64_t kElementsPerThread = 1 << 17;  // 25 us and more: below, a team costs more than it brings
-
-// ---- fork
-
-// Whether this process was forked and has not executed another program since: Linux' PF_FORKNOEXEC (linux/sched.h), a
-// bit of field 9 of /proc/self/stat.
-inline bool is_fork() {
-  char stat[512];
-  FILE* file = fopen("/proc/self/stat", "r");
-  if (!file) return false;
-  stat[fread(stat, 1, sizeof stat - 1, file)] = 0;
-  fclose(file);
-  const char* behind_name = strrchr(stat, ')');  // the name of the program may hold anything
-  unsigned flags = 0;
-  return behind_name && sscanf(behind_name + 1, " %*c %*d %*d %*d %*d %*d %u", &flags) == 1 && (flags & 0x40) != 0;
-}
-
-// libgomp's threads do not survive a fork, and its next parallel region in the child waits for them for ever: also
-// where another library started them, and dropfast is loaded only in the child. So a child has threads of its own.
-inline std::atomic<bool> forked{is_fork()};
-[[maybe_unused]] inline const int at_fork = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
 // ---- floating point
 
@@ -71,7 +46,29 @@ class DefaultFloatingPoint {
 #endif
 };
 
-// ---- work
+// ---- OpenMP
+
+#ifdef _OPENMP
+
+// Whether this process was forked and has not executed another program since: Linux' PF_FORKNOEXEC (linux/sched.h), a
+// bit of field 9 of /proc/self/stat.
+inline bool is_fork() {
+  char stat[512];
+  FILE* file = fopen("/proc/self/stat", "r");
+  if (!file) return false;
+  stat[fread(stat, 1, sizeof stat - 1, file)] = 0;
+  fclose(file);
+  const char* behind_name = strrchr(stat, ')');  // the name of the program may hold anything
+  unsigned flags = 0;
+  return behind_name && sscanf(behind_name + 1, " %*c %*d %*d %*d %*d %*d %u", &flags) == 1 && (flags & 0x40) != 0;
+}
+
+// libgomp's threads do not survive a fork, and its next parallel region in the child waits for them for ever: also
+// where another library started them, and dropfast is loaded only in the child. So a child has threads of its own.
+inline std::atomic<bool> forked{is_fork()};
+#ifndef _WIN32
+[[maybe_unused]] inline const int at_fork = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+#endif
 
 // How many of these threads can be had. libgomp ends the process if it cannot start one, as under a limit on memory or
 // on processes; so whenever this thread's team is about to grow, the newcomers are started for a moment first.
@@ -92,6 +89,10 @@ inline int startable(int threads) {
   return team = threads;
 }
 
+#endif
+
+// ---- work
+
 // Calls work(t) for every t < pieces, on as many threads if they can be had.
 template <class Work>
 void run_parallel(int pieces, const Work& work) {
@@ -99,24 +100,16 @@ void run_parallel(int pieces, const Work& work) {
     const DefaultFloatingPoint mode;
     work(t);
   };
+  if (pieces == 1) return one(0);
 #ifdef _OPENMP
-  if (pieces > 1 && !forked) {
+  if (!forked) {
     const int threads = startable(pieces);
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
     for (int t = 0; t < pieces; ++t) one(t);
     return;
   }
 #endif
-  // In the child of a fork; or there is one piece.
-  std::vector<std::thread> others;
-  int begun = 1;
-  try {
-    for (; begun < pieces; ++begun) others.emplace_back(one, begun);
-  } catch (const std::exception&) {  // there are no more to be had
-  }
-  for (int t = begun; t < pieces; ++t) one(t);
-  one(0);
-  for (std::thread& other : others) other.join();
+  Pool::run(pieces, one);
 }
 
 }  // namespace dropfast

@@ -396,9 +396,13 @@ const std::pair<const char*, Kernel> kKernels[] = {
 
 // ---- for Python
 
+#ifdef __MINGW32__  // PyTorch is built by MSVC, whose functions the exceptions of GCC's cannot pass through
+const std::vector<const char*> torch_functions;
+#else
 #define DROPFAST_NAME(Result, name, ...) #name,
 const std::vector<const char*> torch_functions = {DROPFAST_TORCH_FUNCTIONS(DROPFAST_NAME)};
 #undef DROPFAST_NAME
+#endif
 
 // What PyTorch reads of it: a pointer to three objects and a string. It has been the same from pybind11 2.10 to 3.1.
 const bool has_known_errors = PYBIND11_VERSION_MAJOR == 3 && PYBIND11_VERSION_MINOR <= 1 &&

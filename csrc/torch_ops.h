@@ -9,6 +9,7 @@
 namespace dropfast {
 
 // The functions of PyTorch that are needed, and where they are: in this order, before anything else here is called.
+// There are none where PyTorch could not use these kernels.
 // Tensors of so many elements are large: the kernels of dropout leave them to Python, where nothing of a mask's size is
 // kept for the backward pass. `takes_our_errors` says whether PyTorch's pybind11 has the error_already_set of ours, so
 // that errors of Python's can pass through the kernels; without, they become RuntimeErrors.

@@ -6,7 +6,8 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -61,11 +62,17 @@ class Native(Backend, Protocol):
     def openmp(self) -> bool:
         """Return whether it was built with OpenMP."""
 
+    def threading(self) -> Literal["openmp", "pool"]:
+        """Return what would divide a big call among threads: its own pool without OpenMP, and in children of forks."""
+
     def max_threads(self) -> int:
         """Return how many threads a big call from this thread would use."""
 
     def limit_threads(self, n: int) -> None:
         """Use at most so many, for the whole process."""
+
+    def set_pool_threads(self, n: int) -> None:
+        """Use so many, for the whole process, where it was built without OpenMP."""
 
     @property
     def torch_functions(self) -> tuple[str, ...]:
@@ -229,6 +236,23 @@ def use(name: str) -> None:
     if native and name != "numpy":
         native.use_isa(name.removeprefix("native:"))
         active = native
+
+
+@contextmanager
+def on_threads(n: int) -> Iterator[None]:
+    """Use so many threads while this lasts. For tests and benchmarks: OpenMP's are of the calling thread alone."""
+    from threadpoolctl import threadpool_limits
+
+    if native is None or native.openmp():
+        with threadpool_limits(n, user_api="openmp"):
+            yield
+        return
+    before = native.max_threads()
+    native.set_pool_threads(n)
+    try:
+        yield
+    finally:
+        native.set_pool_threads(before)
 
 
 def _use_environment() -> None:

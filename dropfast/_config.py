@@ -28,8 +28,10 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] |
     dict or None
         ``version``, ``stream``, ``backend`` in use ('native' or 'numpy'), ``isa`` in use (None for 'numpy'), ``why``
         these two ('the best of this machine', who asked for them, or why there is nothing but NumPy and what to do),
-        ``available`` (what DROPFAST_BACKEND and DROPFAST_ISA may choose here, best first), ``openmp``, ``threads``
-        (that a big call from this thread would use).
+        ``available`` (what DROPFAST_BACKEND and DROPFAST_ISA may choose here, best first), ``openmp`` (whether the
+        kernels were built with it), ``threading`` (what divides a big call among threads: 'openmp', or 'pool', threads
+        of dropfast's own, without OpenMP and in children of forks; None for 'numpy'), ``threads`` (that a big call from
+        this thread would use).
 
     Raises
     ------
@@ -44,6 +46,7 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] |
     """
     native = _backend.native
     backend, _, isa = _backend.current().partition(":")
+    in_use = native if backend == "native" else None
     config = {
         "version": __version__,
         "stream": STREAM,
@@ -52,7 +55,8 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] |
         "why": _backend.why,
         "available": list(_backend.available()),
         "openmp": native is not None and native.openmp(),
-        "threads": native.max_threads() if backend == "native" and native is not None else 1,
+        "threading": in_use.threading() if in_use else None,
+        "threads": in_use.max_threads() if in_use else 1,
     }
     if mode == "dicts":
         return config

@@ -1,4 +1,4 @@
-"""How many processors Linux' control groups give this process: OpenMP knows its affinity, but not its quota."""
+"""How many processors Linux' control groups give this process: OpenMP and our pool know its affinity, not its quota."""
 
 from __future__ import annotations
 

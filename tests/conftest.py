@@ -58,7 +58,7 @@ def pytest_report_header() -> list[str]:
     return [
         f"dropfast: {dropfast.__version__}, stream {config['stream']}, NumPy {np.__version__}",
         f"backends tested: {', '.join(available)}; not available here, so not tested: {', '.join(missing) or 'none'}",
-        f"by default: {_backend.current()}, OpenMP {'yes' if config['openmp'] else 'no'}, {config['threads']} threads",
+        f"by default: {_backend.current()}, {config['threads']} threads of {config['threading']}",
     ]
 
 

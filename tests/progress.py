@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from threadpoolctl import threadpool_limits
+from dropfast._backend import on_threads
 
 
 def calls_let_others_go_on(call: Callable[[], object]) -> list[bool]:
@@ -13,7 +13,7 @@ def calls_let_others_go_on(call: Callable[[], object]) -> list[bool]:
     seen: list[bool] = []
 
     def work() -> None:
-        with threadpool_limits(1, user_api="openmp"):  # longer calls, and a core left for the other thread
+        with on_threads(1):  # longer calls, and a core left for the other thread
             while len(seen) < 50 and not any(seen):  # a busy machine may not let the other thread run in each call
                 begin = time.perf_counter()
                 call()

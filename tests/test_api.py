@@ -96,7 +96,7 @@ print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before} - s
 def test_show_config(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
     config = show_config(mode="dicts")
     name, _, isa = backend.partition(":")
-    assert list(config) == ["version", "stream", "backend", "isa", "why", "available", "openmp", "threads"]
+    assert list(config) == ["version", "stream", "backend", "isa", "why", "available", "openmp", "threading", "threads"]
     assert config["version"] == dropfast.__version__
     assert config["stream"] == "v1"
     assert config["backend"] == name
@@ -104,6 +104,7 @@ def test_show_config(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert config["why"] == "asked for by a call"
     assert config["available"] == list(_backend.available())
     assert isinstance(config["openmp"], bool)
+    assert config["threading"] == (None if name == "numpy" else "openmp" if config["openmp"] else "pool")
     assert config["threads"] >= 1
     json.dumps(config)  # plain values, for a bug report
 

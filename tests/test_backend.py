@@ -239,7 +239,8 @@ def test_info(name: str) -> None:
     assert lines["available"] == ", ".join(AVAILABLE)
     openmp = dropfast.show_config(mode="dicts")["openmp"]
     assert lines["openmp"] == str(openmp)
-    assert lines["threads"] == ("2" if openmp and isa else "1")
+    assert lines["threading"] == (("openmp" if openmp else "pool") if isa else "None")
+    assert lines["threads"] == ("2" if isa else "1")
 
 
 def test_unknown_command() -> None:

@@ -114,7 +114,7 @@ def test_a_file_that_cannot_be_written_is_refused_at_once(tmp_path: Path, option
         path, reason = tmp_path / "missing" / f"x.{suffix}", "No such file or directory"
     elif place == "folder":
         path.mkdir()
-        reason = "Is a directory"
+        reason = "Permission denied" if sys.platform == "win32" else "Is a directory"
     elif place == "link":
         path.symlink_to(tmp_path / "missing" / "x")
         reason = "No such file or directory"

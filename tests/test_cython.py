@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -35,7 +36,7 @@ def build_consumer(folder: Path) -> ModuleType:
     command = [sys.executable, "-P", "setup.py", "-q", "build_ext", "--inplace"]
     built = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, env=dict(os.environ))
     assert built.returncode == 0, built.stdout + built.stderr
-    (library,) = folder.glob("consumer.*.so")
+    library = folder / f"consumer{sysconfig.get_config_var('EXT_SUFFIX')}"
     spec = importlib.util.spec_from_file_location("consumer", library)
     assert spec is not None
     assert spec.loader is not None

@@ -140,5 +140,5 @@ def test_products_saved() -> None:
 def test_info() -> None:
     done = run_module("dropfast", "info")
     assert done.returncode == 0, done.stderr
-    for words in ("version", "stream", "backend", "isa", "why", "available", "openmp", "threads"):
+    for words in ("version", "stream", "backend", "isa", "why", "available", "openmp", "threading", "threads"):
         assert words in done.stdout

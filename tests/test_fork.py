@@ -18,9 +18,9 @@ from cases import DTYPES, values
 from expected import DEFAULT_AND_TWIN
 from processes import run_file, run_python
 from test_threads import WORK, apply, our_libgomp, with_libgomp
-from threadpoolctl import threadpool_limits
 
 import dropfast
+from dropfast._backend import on_threads
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 # Python 3.12 and newer warn of any fork in a process with threads. That it works all the same is what is tested.
@@ -48,7 +48,7 @@ def in_forked_child(check: Callable[[], bool]) -> int:
 def test_fork_after_a_parallel_call(backend: str, threads: int) -> None:
     shape, mode = WORK["per-sample-rows"]
     x = values(shape, DTYPES["float32"])
-    with threadpool_limits(threads, user_api="openmp"):
+    with on_threads(threads):
         alone = apply(shape, mode, x).tobytes()
         assert in_forked_child(lambda: apply(shape, mode, x).tobytes() == alone) == 0
         assert apply(shape, mode, x).tobytes() == alone  # the parent goes on

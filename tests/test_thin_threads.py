@@ -7,9 +7,9 @@ import pytest
 from cases import DTYPES, Shape, values
 from progress import calls_let_others_go_on
 from test_thin import assert_identical, ix, mask_along
-from threadpoolctl import threadpool_limits
 
 from dropfast import thin
+from dropfast._backend import on_threads
 
 # Each large enough for seven threads (2^17 elements each), and divided on another axis or in another way.
 WORK: dict[str, tuple[Shape, int]] = {
@@ -31,7 +31,7 @@ def test_thread_counts(backend: str, work: str, threads: int) -> None:
         mask, x = mask_along(axis, shape, 0.3), values(shape, dtype)
         applied = mask.apply(x)
         index = (slice(None),) * axis + (mask.kept(),)
-        with threadpool_limits(threads, user_api="openmp"):
+        with on_threads(threads):
             compact = mask.compress(x, out=applied[index].copy())  # without gaps: what runs over hits the next row
             assert_identical(compact, applied[index])
             assert_identical(mask.expand(compact, out=x.copy()), applied)
@@ -46,7 +46,7 @@ def test_thread_counts_of_weights(backend: str, shape: Shape, threads: int) -> N
     whole, total = np.zeros_like(w), w.copy()
     whole[part] = w[part]
     total[part] += np.float32(0.5) * w[part]
-    with threadpool_limits(threads, user_api="openmp"):
+    with on_threads(threads):
         g = thin.take(w, rows, cols, out=w[part].copy())
         assert_identical(g, w[part])
         assert_identical(thin.put(g, rows, cols, out=w.copy()), whole)

@@ -12,9 +12,10 @@ from cases import DTYPES, MODES, Array, Shape, values
 from expected import assert_same_bits
 from processes import run_python
 from progress import calls_let_others_go_on
-from threadpoolctl import threadpool_limits
 
 import dropfast
+from dropfast import _backend
+from dropfast._backend import on_threads
 
 KEY = 0xFEDCBA9876543210
 
@@ -40,10 +41,6 @@ def threads_in_use() -> int:
     return threads
 
 
-def has_openmp(backend: str) -> bool:
-    return backend != "numpy" and bool(dropfast.show_config(mode="dicts")["openmp"])
-
-
 def apply(shape: Shape, mode: str, x: Array, draw: int = 0) -> Array:
     return dropfast.Mask(shape, 0.1, key=KEY, draw=draw, **MODES[mode](shape)).apply(x)
 
@@ -54,14 +51,14 @@ def wanted(shape: Shape, mode: str, x: Array) -> Array:
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 7], ids=lambda n: f"threads={n}")
 @pytest.mark.parametrize("work", WORK)
-def test_thread_counts_by_threadpoolctl(backend: str, work: str, threads: int) -> None:
+def test_thread_counts_of_calls(backend: str, work: str, threads: int) -> None:
     shape, mode = WORK[work]
     for dtype in (DTYPES["float32"], DTYPES["bfloat16"]):
         x = values(shape, dtype)
-        with threadpool_limits(threads, user_api="openmp"):
-            assert threads_in_use() == (threads if has_openmp(backend) else 1)
+        with on_threads(threads):
+            assert threads_in_use() == (1 if backend == "numpy" else threads)
             y = apply(shape, mode, x)
-            assert apply(shape, mode, x, draw=1).shape == shape  # and once more with the same team
+            assert apply(shape, mode, x, draw=1).shape == shape  # and once more with the same threads
             assert_same_bits(y, wanted(shape, mode, x))
 
 
@@ -71,7 +68,7 @@ def test_thread_counts_in_layouts_and_windows(backend: str, threads: int) -> Non
     x = values(shape, DTYPES["float64"])
     window = dropfast.Mask((2**20, 2**30), 0.1, key=KEY).window((3, 2**29 + 77), shape)
     kept = expected.keep((2**20, 2**30), 0.1, KEY, start=(3, 2**29 + 77), shape=shape)
-    with threadpool_limits(threads, user_api="openmp"):
+    with on_threads(threads):
         for view in (x, x[::-1], np.asfortranarray(x)):
             assert_same_bits(window.apply(view), expected.output(view, kept, 0.1))
 
@@ -101,14 +98,13 @@ def test_thread_counts_by_environment() -> None:
         x = np.arange(np.prod(shape), dtype=np.float32).reshape(shape) - 1000
         kept = expected.keep(shape, 0.1, 5, shared_axes=shared_axes)
         digest.update(expected.output(x, kept, 0.1).tobytes())
-    openmp = dropfast.show_config(mode="dicts")["openmp"]
     for threads in (1, 2, 3, 7):
         done = run_python(f"SHAPES = {shapes!r}\n{SCRIPT}", env={"OMP_NUM_THREADS": str(threads)})
         assert done.returncode == 0, done.stderr
         lines = [line.split() for line in done.stdout.splitlines()]
-        assert [line[0] for line in lines] == list(dropfast._backend.available())
+        assert [line[0] for line in lines] == list(_backend.available())
         for name, used, sha in lines:
-            assert used == str(threads if openmp and name != "numpy" else 1)
+            assert used == str(1 if name == "numpy" else threads)
             assert sha == digest.hexdigest(), f"{name} on {threads} threads"
 
 
@@ -153,7 +149,8 @@ import dropfast
 print(*{line.split()[-1] for line in open("/proc/self/maps") if "libgomp" in line or "libomp" in line})
 """
 with_libgomp = pytest.mark.skipif(
-    sys.platform != "linux" or not has_openmp("native"), reason="OpenMP was asked for, and is looked for as on Linux"
+    sys.platform != "linux" or not dropfast.show_config(mode="dicts")["openmp"],
+    reason="OpenMP was asked for, and is looked for as on Linux",
 )
 
 

@@ -5,23 +5,23 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import dropfast
+from dropfast import _backend
 from dropfast.bench.contenders import CONTENDERS
 
 
-def limit_threads(threads: int) -> AbstractContextManager[object]:
-    """Limit every contender to that many threads. To be called before any of them is imported.
+@contextmanager
+def limit_threads(threads: int) -> Iterator[None]:
+    """Limit every contender to that many threads. To be entered before any of them is imported.
 
-    Returns
-    -------
-    context manager
-        Holds the OpenMP that dropfast runs on to the limit, until it is left; the limit of the others stays.
+    What dropfast and NumPy run on is held to the limit until it is left; the limit of the others stays.
     """
     from threadpoolctl import threadpool_limits
 
@@ -36,8 +36,8 @@ def limit_threads(threads: int) -> AbstractContextManager[object]:
         "PJRT_NPROC": n,  # the threads of JAX's CPU client, for which there is no option
         "XLA_FLAGS": f"--xla_cpu_multi_thread_eigen={str(threads > 1).lower()} intra_op_parallelism_threads={n}",
     }
-    limits: AbstractContextManager[object] = threadpool_limits(threads)
-    return limits
+    with threadpool_limits(threads), _backend.on_threads(threads):
+        yield
 
 
 def info() -> dict[str, Any]:

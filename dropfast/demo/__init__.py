@@ -37,13 +37,14 @@ def run(out: Path, *, quick: bool = False) -> bool:
     # Only now, for they import those packages.
     from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
+    from dropfast import _backend
     from dropfast._report import Report
     from dropfast.demo import answer, example, picture, speed, thinned, training, variance
 
     report = Report()
     began = time.perf_counter()
     # One thread for everything: comparable timings, and sums in the same order in every run.
-    with threadpool_limits(1):
+    with threadpool_limits(1), _backend.on_threads(1):
         example.show(report)
         turns = speed.take_turns(report, rounds=31 if quick else 101)
         speed.show(report, turns)

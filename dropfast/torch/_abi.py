@@ -6,6 +6,7 @@ import ctypes
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,9 +29,10 @@ def _link() -> tuple[bool, bool]:
     Return whether these are all there, and whether errors of Python's, as hooks raise them, pass through the kernels.
     """
     native = _backend.native
-    if native is None:
+    if native is None or not native.torch_functions:
         return False, False
-    torch_cpu = ctypes.CDLL("torch_cpu.dll" if sys.platform == "win32" else _private.extension_file)
+    on_windows = Path(torch.__file__).parent / "lib" / "torch_cpu.dll"  # where names are looked up in one file, not all
+    torch_cpu = ctypes.CDLL(str(on_windows) if sys.platform == "win32" else _private.extension_file)
     try:
         functions = [getattr(torch_cpu, name) for name in native.torch_functions]
     except AttributeError:
