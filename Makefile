@@ -29,20 +29,20 @@ test: $(VENV)/.group-test  ## the whole test suite, on every backend and instruc
 	$(say) "the tests"
 	$(bin)/pytest $(PYTEST_ARGS)
 
-doors: $(VENV)/.doors  ## the tests of the doors, with the oldest frameworks that they open to (installs them, 2 GB)
+doors-oldest: $(VENV)/.doors-oldest  ## the tests of the doors, with the oldest frameworks that they open to (installs them, 2 GB)
 	$(say) "the tests of the doors"
 	$(bin)/pytest tests/doors $(PYTEST_ARGS)
 
-# An environment of its own: the frameworks that `make doors` installs stay the oldest.
-newest:  ## the tests of the door to PyTorch, with PyTorch's newest release (installs it, 6 GB)
-	$(MAKE) $(VENV)-newest/.group-newest VENV=$(VENV)-newest
-	$(say) "the tests of the door to PyTorch"
-	$(VENV)-newest/bin/pytest tests/doors/pytorch $(PYTEST_ARGS)
+# An environment of its own: the frameworks that `make doors-oldest` installs stay the oldest.
+doors-newest:  ## the same with the newest release of each (installs them, 8 GB)
+	$(MAKE) $(VENV)-newest/.doors-newest VENV=$(VENV)-newest
+	$(say) "the tests of the doors"
+	$(VENV)-newest/bin/pytest tests/doors $(PYTEST_ARGS)
 
 sanitize:  ## memory, undefined behaviour, races: the sanitizers, valgrind and fuzzing (an hour)
 	tests/sanitize $(VENV)-sanitize
 
-coverage: $(VENV)/.doors  ## which lines the tests run, as pages in build/coverage (ten minutes)
+coverage: $(VENV)/.doors-oldest  ## which lines the tests run, as pages in build/coverage (ten minutes)
 	tests/coverage $(VENV)
 
 mutants:  ## whether seeded faults are caught (two minutes)
@@ -137,16 +137,18 @@ $(VENV)/.group-%: pyproject.toml | $(VENV)/.installed
 	$(pip) install --quiet --group $*
 	@touch $@
 
-# Once more, with the handler for JAX: its headers are jaxlib's, which pip hides from builds.
-$(VENV)/.doors: $(VENV)/.group-doors
+# Once more, with the handler for JAX: its headers are jaxlib's, which pip hides from builds. And Triton in a folder of
+# its own, from where PyTorch may have brought it: it ends a process that has imported TensorFlow.
+$(VENV)/.doors-%: $(VENV)/.group-doors-%
 	$(say) "building the handler for JAX (about a minute)"
 	$(pip) install --quiet --no-deps --force-reinstall . --config-settings=cmake.define.DROPFAST_XLA_INCLUDE="$$($(python) -c \
 	  'import jaxlib; print(jaxlib.__path__[0])')/include"
 	$(python) -c 'import dropfast._jax_ffi'
-	$(pip) install --quiet --no-deps --target $(VENV)/triton --group triton
+	$(pip) uninstall --quiet --yes triton
+	$(pip) install --quiet --no-deps --upgrade --target $(VENV)/triton --group triton-$*
 	@touch $@
 
 # Two pips at once in one environment would trip over each other.
 .NOTPARALLEL:
-.PHONY: help demo test doors newest sanitize coverage mutants machines large dieharder bench bench-save bench-compare peers docs lint clean
+.PHONY: help demo test doors-oldest doors-newest sanitize coverage mutants machines large dieharder bench bench-save bench-compare peers docs lint clean
 .PRECIOUS: $(VENV)/.extra-% $(VENV)/.group-%

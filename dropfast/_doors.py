@@ -8,8 +8,8 @@ from typing import Any
 
 #: door: (the framework, the oldest version that the door opens to). The extras of pyproject.toml ask for the same.
 FRAMEWORKS = {
-    "dask": ("Dask", "2026.8"),
-    "jax": ("JAX", "0.10.2"),
+    "dask": ("Dask", "2025.5"),
+    "jax": ("JAX", "0.9.1"),
     "keras": ("Keras", "3.15"),
     "tensorflow": ("TensorFlow", "2.21"),
     "torch": ("PyTorch", "2.13"),

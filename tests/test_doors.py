@@ -26,12 +26,32 @@ def test_the_extra_asks_for_the_version_that_the_door_needs(door: str) -> None:
     assert re.sub(r"\[.*\]", "", framework) == f"{door}>={_doors.FRAMEWORKS[door][1]}"
 
 
+def asked_for(door: str, group: str) -> str:
+    """Return what a group asks of the framework of a door."""
+    parts = (part for part in PYPROJECT["dependency-groups"][group] if isinstance(part, str))
+    (asked,) = (found[1] for part in parts if (found := re.fullmatch(rf"{door}(?:-cpu|\[\S*\])?([=>]=\S+)", part)))
+    return asked
+
+
 @pytest.mark.parametrize("door", DOORS)
 def test_the_doors_are_tested_with_the_oldest_versions(door: str) -> None:
-    groups = PYPROJECT["dependency-groups"]
-    installed = " ".join(part for name in ("doors", "around-torch") for part in groups[name] if isinstance(part, str))
-    (version,) = re.findall(rf"\b{door}(?:-cpu|\[\S*\])?==(\S+)", installed)
-    assert version.startswith(_doors.FRAMEWORKS[door][1])
+    """With these themselves, and not with a later release of the same series."""
+    oldest = _doors.release(_doors.FRAMEWORKS[door][1])
+    asked = asked_for(door, "doors-oldest")
+    assert asked.startswith("==")
+    assert _doors.release(asked[2:]) == (*oldest, *(0,) * (3 - len(oldest)))
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_the_doors_are_tested_with_the_newest_versions(door: str) -> None:
+    assert asked_for(door, "doors-newest") == f">={_doors.FRAMEWORKS[door][1]}"
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_the_page_says_which_version_the_door_needs(door: str) -> None:
+    framework, oldest = _doors.FRAMEWORKS[door]
+    page = (Path(__file__).parent.parent / "docs" / f"{door}.md").read_text(encoding="utf-8")
+    assert f"{framework} {oldest} or newer" in page
 
 
 def test_each_door_is_listed() -> None:
@@ -68,7 +88,7 @@ import dropfast.{door}
 
 #: what stands in the framework's place
 STAND_INS = {
-    "too-old": "__version__ = '0.9.11+cpu'",
+    "too-old": "__version__ = '0.1.11+cpu'",
     "no-version": "",
     "broken": "raise ImportError('a library is missing')",
     "lacks-a-part": "import dropfast_is_looking_for_this",
@@ -84,7 +104,7 @@ def test_a_framework_that_will_not_do(tmp_path: Path, door: str, what: str) -> N
     assert (
         done.stderr.splitlines()[-1]
         == {
-            "too-old": f"ImportError: {needs(door, 'got 0.9.11+cpu')}",
+            "too-old": f"ImportError: {needs(door, 'got 0.1.11+cpu')}",
             "no-version": f"ImportError: {needs(door, 'got something else of that name')}",
             "broken": "ImportError: a library is missing",
             "lacks-a-part": "ModuleNotFoundError: No module named 'dropfast_is_looking_for_this'",

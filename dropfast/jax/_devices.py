@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.interpreters import mlir
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from dropfast import _backend
 from dropfast.jax import _handler, _private
@@ -61,8 +61,10 @@ def _divided(x: Any, words: Any, **static: Any) -> Any:
         return local_p.bind(x, jnp.stack(first, -1), **static)
 
     def run_part(x: Any, *words: Any) -> Any:
-        first = [word[(..., *(0,) * (x.ndim - masks))] for word in words]
-        return local_p.bind(x, jnp.stack(first, -1), **static)
+        # JAX may trace it where the mesh of the whole is around, of whose axes one device has none.
+        with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
+            first = [word[(..., *(0,) * (x.ndim - masks))] for word in words]
+            return local_p.bind(x, jnp.stack(first, -1), **static)
 
     def part(mesh: Any, arguments: Any, result: Any) -> Any:
         of_x = arguments[0].sharding

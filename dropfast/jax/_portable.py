@@ -10,6 +10,7 @@ import numpy as np
 
 from dropfast import _checks, _portable
 from dropfast._portable import Array, Body
+from dropfast.jax._primitive import varying
 
 
 class Arrays(_portable.Looped):
@@ -55,8 +56,7 @@ class Arrays(_portable.Looped):
 
     def broadcast(self, array: Array, shape: tuple[Any, ...]) -> Array:
         array = jnp.broadcast_to(array, shape)
-        fixed = self.varying - jax.typeof(array).manual_axis_type.varying
-        return jax.lax.pcast(array, tuple(fixed), to="varying")
+        return jax.lax.pcast(array, tuple(self.varying - varying(array)), to="varying")
 
     def loop(self, n: int, body: Body, of: tuple[Array, ...]) -> Any:
         return jax.lax.fori_loop(np.uint32(0), np.uint32(n), body, of)
@@ -64,7 +64,7 @@ class Arrays(_portable.Looped):
 
 def select(x: Any, words: Any, *, strides: tuple[int, ...], threshold: int | None, portable: bool) -> Any:
     """Do what csrc/jax_ffi.cpp does."""
-    xp, masks = Arrays(jax.typeof(words).manual_axis_type.varying), words.shape[:-1]
+    xp, masks = Arrays(varying(words)), words.shape[:-1]
     shape = x.shape[len(masks) :]
     key_high, key_low, draw, t_high, t_low, start_high, start_low, *offsets = words.reshape(-1, words.shape[-1]).T
     start = start_high, start_low

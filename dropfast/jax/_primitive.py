@@ -33,6 +33,12 @@ def first_of_shard(shape: tuple[int, ...], names: tuple[Any, ...]) -> Any:
     return jnp.stack(offsets) if offsets else np.zeros(0, np.uint32)
 
 
+def varying(x: Any) -> frozenset[Any]:
+    """Return the axes of a mesh along which an array is not the same, inside of `jax.shard_map`."""
+    kind = jax.typeof(x)
+    return kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma  # its name before JAX 0.10
+
+
 # ---- the primitive -------------------------------------------------------------------------------
 #
 # dropout_p takes x and words. All axes of words but the last count masks; x has the same, and behind them the axes of a

@@ -14,7 +14,7 @@ import dropfast.jax._devices  # noqa: F401  # what becomes of the primitive
 from dropfast import _checks
 from dropfast._mask import Mask
 from dropfast.jax import _arguments
-from dropfast.jax._primitive import STATIC, dropout_p, first_of_shard, halves
+from dropfast.jax._primitive import STATIC, dropout_p, first_of_shard, halves, varying
 
 
 def dropout(
@@ -169,6 +169,5 @@ def _dropout(key: Any, draw: Any, of_rate: Any, x: Any, *, use: bool, **static: 
 def _apply(words: Any, x: Any, *, names: tuple[Any, ...], **static: Any) -> Any:
     words = jnp.concatenate([words, first_of_shard(x.shape, names)])
     # In shard_map: with a key for each device, there is a result for each, even of an x that all have in common.
-    only_words_vary = jax.typeof(words).manual_axis_type.varying - jax.typeof(x).manual_axis_type.varying
-    x = jax.lax.pcast(x, tuple(only_words_vary), to="varying")
+    x = jax.lax.pcast(x, tuple(varying(words) - varying(x)), to="varying")
     return dropout_p.bind(x, words, **static)

@@ -283,7 +283,7 @@ def test_query_planning() -> None:
 want = mask.apply(x)
 results = [equal(y.compute(optimize_graph=optimize), want) for optimize in (True, False)]
 results += [equal(y[3:31, 5:].compute(), want[3:31, 5:].copy()), equal(y.rechunk(17).compute(), want)]
-print(json.dumps([da._array_expr_enabled(), results]))
+print(json.dumps([bool(da._array_expr_enabled()), results]))
 """
     planned = "import dask\ndask.config.set({'array.query-planning': True})\n"
     done = run_python(f"{planned}SHARED, CHUNKS = 0, (30, 20)\n{PREAMBLE}{body}")

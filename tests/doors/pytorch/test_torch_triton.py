@@ -16,7 +16,7 @@ from processes import run_file, run_python
 from dropfast.torch import _devices
 
 TESTS = Path(__file__).parents[2]
-TRITON = Path(sys.prefix) / "triton"  # where `make doors` puts it
+TRITON = Path(sys.prefix) / "triton"  # where `make doors-oldest` puts it
 
 
 def names_in(script: str) -> list[str]:
