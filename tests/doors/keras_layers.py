@@ -208,7 +208,7 @@ def states(model: Any) -> list[tuple[int, int]]:
 
 
 SEQUENCES = np.random.default_rng(5).standard_normal((12, 6, 4), np.float32)
-CLASSES = np.arange(12) % 3
+CLASSES = np.arange(12, dtype=np.int32) % 3  # with int64 Keras makes JAX warn that it has none by default
 
 
 def test_a_loaded_model_continues(tmp_path: Path) -> None:

@@ -253,6 +253,8 @@ def test_noise_shape_as_tensorflow_takes_it(noise_shape: Any, way: Any) -> None:
 # ---- in TensorFlow's programs --------------------------------------------------------------------
 
 
+# TensorFlow's AutoGraph writes notes into the nodes of ast, of which Python 3.13 warns.
+@pytest.mark.filterwarnings("ignore:.* got an unexpected keyword argument '___pyct_anno':DeprecationWarning")
 def test_loops_and_their_gradients() -> None:
     @tf.function
     def f(x: Any) -> Any:
