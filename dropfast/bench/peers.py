@@ -162,7 +162,7 @@ class OnnxRuntime(Contender):
         return array
 
 
-class Numba(Contender):  # pragma: no cover - not installed with the doors
+class Numba(Contender):
     """A compiled loop over an array of random numbers, which is faster than asking for them one by one. One thread."""
 
     name, distributions = "Numba", ("numba",)
@@ -192,7 +192,7 @@ class Numba(Contender):  # pragma: no cover - not installed with the doors
 
 
 @cache
-def _numba_functions() -> tuple[Any, Any, Any]:  # pragma: no cover - as above
+def _numba_functions() -> tuple[Any, Any, Any]:
     numba = import_module("numba")
 
     def draw(rng: Any, n: int) -> Any:
