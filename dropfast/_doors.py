@@ -10,7 +10,7 @@ from typing import Any
 FRAMEWORKS = {
     "dask": ("Dask", "2025.5"),
     "jax": ("JAX", "0.9.1"),
-    "keras": ("Keras", "3.15"),
+    "keras": ("Keras", "3.15.1"),
     "tensorflow": ("TensorFlow", "2.21"),
     "torch": ("PyTorch", "2.13"),
 }
