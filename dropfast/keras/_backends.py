@@ -69,9 +69,9 @@ def _tensorflow() -> Step:
         lengths = [
             tf.where([n == 1 for n in noise_shape], 1, tf.shape(x)) if noise_shape else tf.shape(x) for x in inputs
         ]
-        for x in lengths[1:]:
-            tf.debugging.assert_equal(x, lengths[0], "inputs must have one shape to get one mask")
-        words = words_of(masks)
+        refusal = "inputs must have one shape to get one mask"
+        with tf.control_dependencies([tf.debugging.assert_equal(x, lengths[0], refusal) for x in lengths[1:]]):
+            words = words_of(masks)  # what is refused draws nothing
         key, draw = tf.bitcast(words[:2], tf.uint64), tf.bitcast(words[2:], tf.uint64)
         return [dropfast.tensorflow.dropout(x, rate, noise_shape, seed=(key, draw)) for x in inputs]
 
