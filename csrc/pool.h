@@ -42,7 +42,7 @@ inline void pause() {
 }
 
 // Where threads wait for what others bring about. To fall asleep and to be woken takes as long as a piece of work, so
-// they stay awake for a while, which is for the next call of a loop; and soon leave their core to whoever wants it.
+// they stay awake for a while, which is for the next layer of a network; and soon leave their core to whoever wants it.
 class Bell {
  public:
   template <class Ready>
@@ -71,7 +71,7 @@ class Bell {
 
  private:
   static constexpr int kLooks = 64;
-  static constexpr std::chrono::microseconds kAlone{50}, kAwake{200};
+  static constexpr std::chrono::microseconds kAlone{50}, kAwake{2000};
 
   std::mutex mutex_;
   std::condition_variable condition_;

@@ -80,8 +80,16 @@ class _Raised(threading.local):
 _raised = _Raised()
 
 
-def from_cxx(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a kernel that keeps what it raises, of which PyTorch's functions for C leave no more than the words."""
+def define_for_cxx(
+    library: torch.library.Library,
+    schema: str,
+    kernel: Callable[..., Any],
+    dispatch_key: str = "CompositeImplicitAutograd",
+) -> str:
+    """Define an operator that kernels in C++ call for what they leave to Python, and return its name.
+
+    It keeps what it raises, of which PyTorch's functions for C leave no more than the words.
+    """
 
     def call(*args: Any) -> Any:
         try:
@@ -90,7 +98,10 @@ def from_cxx(kernel: Callable[..., Any]) -> Callable[..., Any]:
             _raised.error = error
             raise
 
-    return call
+    library.define(schema)
+    name = schema.partition("(")[0]
+    library.impl(name, call, dispatch_key)
+    return name
 
 
 def take_raised() -> BaseException | None:

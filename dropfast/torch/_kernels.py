@@ -48,7 +48,8 @@ def native_dropout_backward(grad_output: Tensor, mask: Tensor, scale: float) -> 
 
 
 _LIBRARY = library.Library("dropfast", "FRAGMENT")  # where the kernels in C++ leave what they do not take
-_LIBRARY.define("any_native_dropout(Tensor input, float p, bool? train) -> (Tensor, Tensor)")
-_LIBRARY.define("any_native_dropout_backward(Tensor grad_output, Tensor mask, float scale) -> Tensor")
-_LIBRARY.impl("any_native_dropout", _abi.from_cxx(native_dropout), "CPU")
-_LIBRARY.impl("any_native_dropout_backward", _abi.from_cxx(native_dropout_backward), "CPU")
+for _schema, _kernel in (
+    ("any_native_dropout(Tensor input, float p, bool? train) -> (Tensor, Tensor)", native_dropout),
+    ("any_native_dropout_backward(Tensor grad_output, Tensor mask, float scale) -> Tensor", native_dropout_backward),
+):
+    _abi.define_for_cxx(_LIBRARY, _schema, _kernel, "CPU")

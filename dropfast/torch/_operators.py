@@ -227,8 +227,7 @@ if _abi.are_compiled():
         ("any_new_state(Tensor input) -> Tensor", lambda input: new_state()),
         ("any_apply(Tensor input, Tensor state, SymInt[] strides, int threshold) -> Tensor", operators.apply),
     ):
-        LIBRARY.define(_schema)
-        LIBRARY.impl(_schema.partition("(")[0], _abi.from_cxx(_kernel), "CompositeImplicitAutograd")
+        _abi.define_for_cxx(LIBRARY, _schema, _kernel)
 else:
     LIBRARY.impl("new_state", lambda input: new_state(), "CPU")
     LIBRARY.impl("apply_in_graph", operators.apply, "CPU")

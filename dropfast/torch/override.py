@@ -211,6 +211,5 @@ for _schema, _kernel in (
     ("any_dropout(Tensor input, float p, bool train) -> Tensor", _dropout),
     ("any_dropout_(Tensor(a!) input, float p, bool train) -> Tensor(a!)", _dropout_),
 ):
-    _LIBRARY.define(_schema)
-    _LIBRARY.impl(_schema.partition("(")[0], _abi.from_cxx(_kernel), "CompositeImplicitAutograd")
-    _LIBRARY.impl(_schema.partition("(")[0], library.fallthrough_kernel, "Tracer")  # which sees what they call
+    _name = _abi.define_for_cxx(_LIBRARY, _schema, _kernel)
+    _LIBRARY.impl(_name, library.fallthrough_kernel, "Tracer")  # which sees what they call
