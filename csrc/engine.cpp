@@ -89,13 +89,14 @@ void on_threads(Axis* axes, int n, const char* x, char* out, uint64_t start, con
     const DefaultFloatingPoint mode;
     return work(axes, x, out, start);
   }
-  int threads = (int)std::min<int64_t>(max_threads(), size / kElementsPerThread);
+  const int team = max_threads();
+  int threads = (int)std::min<int64_t>(team, size / kElementsPerThread);
   const int divided = axis_to_divide(axes, n, threads);
   // Along the run of bits pieces begin at whole multiples of 8 blocks; elsewhere anywhere.
   const int64_t unit = axes[divided].mask == 1 ? 8 * kBlockBits : 1;
   const int64_t units = (axes[divided].length + unit - 1) / unit;
   threads = (int)std::min<int64_t>(threads, units);
-  run_parallel(threads, [&](int t) {
+  run_parallel(threads, team, [&](int t) {
     const int64_t begin = units * t / threads * unit;
     const int64_t end = std::min(units * (t + 1) / threads * unit, axes[divided].length);
     Axis mine[DROPFAST_MAX_NDIM];

@@ -253,14 +253,15 @@ int axis_to_cut(const Pair& pair, int64_t units) {
 }
 
 void on_threads(const Mover& mover, Pair pair) {
-  const int64_t wanted = std::min<int64_t>(max_threads(), pair.size() / kElementsPerThread);
+  const int team = max_threads();
+  const int64_t wanted = std::min<int64_t>(team, pair.size() / kElementsPerThread);
   const int d = axis_to_cut(pair, 16 * wanted);
   const int64_t units = pair.units(d), threads = std::max<int64_t>(1, std::min(wanted, units));
   std::vector<Pair> pieces;
   for (int64_t t = 0; t < threads; ++t) {
     pieces.push_back(pair.cut(d, (units * (t + 1) / threads - units * t / threads) * pair.unit(d)));
   }
-  run_parallel((int)threads, [&](int t) { mover.run(pieces[(size_t)t]); });
+  run_parallel((int)threads, team, [&](int t) { mover.run(pieces[(size_t)t]); });
 }
 
 // Slab by slab, so that the caller may look around meanwhile.

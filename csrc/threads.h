@@ -93,9 +93,11 @@ inline int startable(int threads) {
 
 // ---- work
 
-// Calls work(t) for every t < pieces, on as many threads if they can be had.
+// Calls work(t) for every t < pieces, on several threads if they can be had. With OpenMP these are the whole team that
+// the caller may have, though some have nothing to do: a smaller team ends the other threads (libgomp's
+// gomp_team_start), and the next parallel region, of ours or of PyTorch's, would have to start them again.
 template <class Work>
-void run_parallel(int pieces, const Work& work) {
+void run_parallel(int pieces, [[maybe_unused]] int team, const Work& work) {
   const auto one = [&](int t) {
     const DefaultFloatingPoint mode;
     work(t);
@@ -103,7 +105,7 @@ void run_parallel(int pieces, const Work& work) {
   if (pieces == 1) return one(0);
 #ifdef _OPENMP
   if (!forked) {
-    const int threads = startable(pieces);
+    const int threads = startable(team);
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
     for (int t = 0; t < pieces; ++t) one(t);
     return;

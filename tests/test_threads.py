@@ -212,6 +212,30 @@ def test_threadpoolctl_is_obeyed_in_worker_threads_too() -> None:
     assert done.stdout.split() == ["0", "2", "0", "2"], done.stderr
 
 
+# A team that shrinks ends threads, which the next call then starts again.
+TEAMS = """
+import os
+import numpy as np
+import dropfast
+x = np.ones(1 << 20, np.float32)
+large, small = dropfast.Mask(x.shape, 0.1, key=1), dropfast.Mask(1 << 18, 0.1, key=1)
+def threads():
+    return sorted(map(int, os.listdir("/proc/self/task")))
+large.apply(x)
+before = threads()
+for mask in (small, large) * 3:
+    mask.apply(x[: mask.shape[0]])
+    assert threads() == before, (before, threads())
+assert len(before) >= 4
+"""
+
+
+@with_libgomp
+def test_calls_of_other_sizes_keep_the_threads() -> None:
+    done = run_python(TEAMS, env={"OMP_NUM_THREADS": "4"})
+    assert done.returncode == 0, done.stderr
+
+
 def test_threads_that_share_a_layer_lose_no_draw(backend: str) -> None:
     """Eight at once on big arrays, and as many switches between them as can be had: each draw once, none left out."""
     shape, mode = WORK["shared-first"]
