@@ -56,6 +56,12 @@ large: $(VENV)/.group-test  ## arrays of more than 2^32 elements (14 GiB of memo
 	$(say) "arrays of more than 2^32 elements"
 	$(bin)/pytest tests/large -v $(PYTEST_ARGS)
 
+gpu: $(VENV)/.group-gpu  ## the masks of a GPU of NVIDIA's, in PyTorch and JAX, and its times (installs them, 8 GB)
+	$(say) "the masks of a GPU"
+	$(bin)/pytest tests/gpu/test_torch_on_a_gpu.py $(PYTEST_ARGS)
+	XLA_PYTHON_CLIENT_PREALLOCATE=false $(bin)/pytest tests/gpu/test_jax_on_a_gpu.py $(PYTEST_ARGS)
+	$(python) benchmarks/gpu.py
+
 dieharder:  ## a battery of statistical tests, with its reports in docs/dieharder (two hours)
 	tests/dieharder
 
@@ -150,5 +156,5 @@ $(VENV)/.doors-%: $(VENV)/.group-doors-%
 
 # Two pips at once in one environment would trip over each other.
 .NOTPARALLEL:
-.PHONY: help demo test doors-oldest doors-newest sanitize coverage mutants machines large dieharder bench bench-save bench-compare peers docs lint clean
+.PHONY: help demo test doors-oldest doors-newest sanitize coverage mutants machines large gpu dieharder bench bench-save bench-compare peers docs lint clean
 .PRECIOUS: $(VENV)/.extra-% $(VENV)/.group-%

@@ -1,4 +1,4 @@
-"""The promise that a GPU has the masks and the bits of the CPU, in JAX: `make gpu`, on a machine with one of NVIDIA's."""
+"""The promise that a GPU has the masks and the bits of the CPU, in JAX: `make gpu`, where there is a GPU."""
 
 from collections.abc import Callable
 from typing import Any

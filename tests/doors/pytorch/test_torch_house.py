@@ -3,6 +3,7 @@
 import ast
 import doctest
 import re
+import sys
 import textwrap
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +19,28 @@ from dropfast.torch import _private
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "torch.md"
 ROOMS = sorted(Path(dropfast.torch.__file__).parent.glob("*.py"))
+
+
+# ---- threads -------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted as on Linux")
+def test_pytorch_keeps_its_threads() -> None:
+    """Four for its own operations, some of which a call with work for two would end if it asked for no more."""
+    code = """
+        import os, torch, dropfast.torch
+        torch.set_num_threads(4)
+        large, small = torch.ones(1 << 20), torch.ones(1 << 18)
+        (large + large), dropfast.torch.dropout(large)
+        before = sorted(os.listdir("/proc/self/task"))
+        assert len(before) >= 4
+        for x in (small, large) * 3:
+            dropfast.torch.dropout(x)
+            large + large
+            assert sorted(os.listdir("/proc/self/task")) == before
+    """
+    done = run_python(textwrap.dedent(code))
+    assert done.returncode == 0, done.stderr
 
 
 # ---- imports -------------------------------------------------------------------------------------
