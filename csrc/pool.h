@@ -42,7 +42,8 @@ inline void pause() {
 }
 
 // Where threads wait for what others bring about. To fall asleep and to be woken takes as long as a piece of work, so
-// they stay awake for a while, which is for the next layer of a network; and soon leave their core to whoever wants it.
+// they stay awake for a while, which is for the next layer of a network (a call of 2^18 elements 1 ms behind the last
+// one took 53 us with 0.2 ms, 30 with 2 ms and 24 with 5 ms); and soon leave their core to whoever wants it.
 class Bell {
  public:
   template <class Ready>
