@@ -12,6 +12,16 @@ from dropfast import _backend
 
 PATIENCE = 120  # seconds
 
+# Code that puts kernels of another version into the place of those that are there.
+OTHER_KERNELS = """
+import ctypes
+from dropfast import _backend
+new = ctypes.pythonapi.PyCapsule_New
+new.restype, new.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+version = ctypes.c_int32(99)
+_backend.native._C_API = new(ctypes.addressof(version), b"dropfast._native._C_API", None)
+"""
+
 # Warnings are errors; but where there is no compiler the twin says so once, as it does in the suite itself.
 WARNINGS = ["-W", "error", *([] if _backend.native else ["-W", "default:dropfast runs on NumPy:RuntimeWarning"])]
 # -P: what lies in the working directory, a checkout for instance, must not be imported.

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,10 @@ from cases import PAGE
 from processes import run_module
 
 from dropfast.bench.case import Case
-from dropfast.bench.contenders import CONTENDERS, Dropfast
+from dropfast.bench.contender import Run
+from dropfast.bench.contenders import CONTENDERS, Copy, Dropfast
+from dropfast.bench.measure import FEWEST, SLOW, measure
+from dropfast.bench.peers import TensorFlow
 
 OURS = [contender for contender in CONTENDERS if not contender.peer]
 
@@ -51,3 +55,34 @@ def test_a_wrong_result_is_not_timed(wrong: str) -> None:
     Dropfast().check(case, (y, dx) if case.backward else y)  # that one is right
     with pytest.raises(AssertionError, match="64x1024"):
         Dropfast().check(case, returned)
+
+
+def test_a_wrong_copy_is_not_timed() -> None:
+    case = Case((64, 1024), 0.5)
+    with pytest.raises(AssertionError, match=r"64x1024.*: not a copy"):
+        Copy().check(case, case.x() + 1)
+
+
+def test_a_version_is_that_of_the_first_package_that_is_installed() -> None:
+    contender = TensorFlow("somebody", xla=False)
+    contender.distributions = "a-package-that-nobody-has", "numpy"
+    assert contender.version() == np.__version__
+    contender.distributions = "a-package-that-nobody-has", "another-one"
+    assert contender.version() is None
+
+
+class Slow(Copy):
+    def prepare(self, case: Case) -> Run:
+        run = super().prepare(case)
+
+        def slow() -> object:
+            time.sleep(2 * SLOW)
+            return run()
+
+        return slow
+
+
+def test_a_slow_contender_sits_out_most_rounds() -> None:
+    (timing,) = measure(Case((64, 1024), 0.5), [Slow()], rounds=9)
+    assert len(timing.seconds) == FEWEST
+    assert min(timing.seconds) >= SLOW

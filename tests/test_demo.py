@@ -11,6 +11,7 @@ from dropfast import _backend
 from dropfast.bench.tables import figure
 from dropfast.demo import answer, thinned, variance
 from dropfast.demo.network import Network, Thinned, products_saved
+from dropfast.demo.training import Trained
 
 BACKENDS = ["native", "numpy"] if _backend.native else ["numpy"]
 
@@ -51,6 +52,20 @@ def test_the_formulas_own_error_counts() -> None:
             np.testing.assert_allclose(value * sizes, wanted[0], atol=1e-12)
             np.testing.assert_allclose(error * sizes, wanted[1])
     assert noise.worst() == pytest.approx(10 / 5)
+
+
+@pytest.mark.parametrize(
+    ("shared", "words"),
+    [
+        ([91.0, 91.2], "1.10 points ahead, standard error 0.10"),
+        ([89.0, 88.8], "1.10 points behind, standard error 0.10"),
+        ([91.0, 89.2], "too close to tell apart"),
+    ],
+)
+def test_the_ending_is_what_was_measured(shared: list[float], words: str) -> None:
+    last = {"shared": np.array(shared), "per-sample": np.array([90.0, 90.0])}
+    accuracy = {mode: np.stack([np.zeros(2), of_seeds], axis=1) for mode, of_seeds in last.items()}
+    assert answer.ending(Trained((1, 2), accuracy)) == words
 
 
 # ---- thinned -------------------------------------------------------------------------------------

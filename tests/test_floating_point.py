@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 from cases import DTYPES, values
+from processes import run_python
 
 import dropfast
 from dropfast._backend import on_threads
@@ -90,3 +91,20 @@ def test_mode_and_flags_stay_as_they_are(backend: str, size: str) -> None:
             before = environment()[28:32]
             mask.apply(x, out=out)
             assert environment()[28:32] == before
+
+
+def test_the_twin_computes_without_a_c_library_to_ask() -> None:
+    """Python may not show it, as where all is linked statically: the mode is then left as it is."""
+    code = """
+import ctypes
+import numpy as np
+def hidden(*args):
+    raise OSError("none here")
+ctypes.CDLL = hidden
+import dropfast
+print(dropfast.Mask(1000, 0.1, key=5).apply(np.arange(1000, dtype=np.float32)).tobytes().hex())
+"""
+    done = run_python(code, env={"DROPFAST_BACKEND": "numpy"})
+    assert done.returncode == 0, done.stderr
+    want = dropfast.Mask(1000, 0.1, key=5).apply(np.arange(1000, dtype=np.float32))
+    assert done.stdout.strip() == want.tobytes().hex()

@@ -66,11 +66,11 @@ class TensorFlow(Contender):
         if case.shared:
             dropout = partial(dropout, noise_shape=case.noise_shape)
 
-        @tf.function(jit_compile=self._xla)  # type: ignore[untyped-decorator]
+        @tf.function(jit_compile=self._xla, autograph=False)  # type: ignore[untyped-decorator]
         def forward(x: Any) -> Any:
             return dropout(x, rate=case.rate)
 
-        @tf.function(jit_compile=self._xla)  # type: ignore[untyped-decorator]
+        @tf.function(jit_compile=self._xla, autograph=False)  # type: ignore[untyped-decorator]
         def both(x: Any, dy: Any) -> tuple[Any, Any]:
             with tf.GradientTape() as tape:
                 tape.watch(x)

@@ -116,6 +116,36 @@ def test_the_backward_pass_keeps_nothing_of_the_size_of_x(backend_of_keras: str)
     assert theirs > 5
 
 
+def test_a_backend_that_there_is_no_step_for_is_named() -> None:
+    code = "import keras; keras.config.backend = lambda: 'openvino'; import dropfast.keras"
+    result = run_python(code, env={"KERAS_BACKEND": "numpy"})
+    words = f"ImportError: dropfast.keras needs a Keras backend of {', '.join(BACKENDS)}, got openvino"
+    assert result.stderr.splitlines()[-1] == words
+
+
+# What tf.recompute_grad might become, and what is gone then.
+OTHER_RECOMPUTE_GRADS = {
+    "inner": "lambda f: f",
+    "kwargs": "outer",
+}
+
+
+@pytest.mark.parametrize("gone", OTHER_RECOMPUTE_GRADS)
+def test_a_part_of_recompute_grad_that_is_gone_is_named_at_import(gone: str) -> None:
+    code = f"""
+import tensorflow as tf
+def outer(f):
+    def inner(*args):
+        return f(*args)
+    return inner
+tf.recompute_grad = {OTHER_RECOMPUTE_GRADS[gone]}
+import dropfast.keras
+"""
+    result = run_python(code, env={"KERAS_BACKEND": "tensorflow"})
+    words = rf"ImportError: TensorFlow [\d.]+ lacks {gone} in tf\.recompute_grad, needed to repeat masks"
+    assert re.fullmatch(words, result.stderr.splitlines()[-1]), result.stderr
+
+
 #: What is otherwise here in Keras' own tests: the words of errors.
 OTHERWISE = (
     "test_dropout_negative_rate",
