@@ -243,16 +243,16 @@ def on_threads(n: int) -> Iterator[None]:
     """Use so many threads while this lasts. For tests and benchmarks: OpenMP's are of the calling thread alone."""
     from threadpoolctl import threadpool_limits
 
-    if native is None or native.openmp():
-        with threadpool_limits(n, user_api="openmp"):
+    if native is not None and not native.openmp():  # pragma: no cover - `tests/machines` builds without OpenMP
+        before = native.max_threads()
+        native.set_pool_threads(n)
+        try:
             yield
+        finally:
+            native.set_pool_threads(before)
         return
-    before = native.max_threads()
-    native.set_pool_threads(n)
-    try:
+    with threadpool_limits(n, user_api="openmp"):
         yield
-    finally:
-        native.set_pool_threads(before)
 
 
 def _use_environment() -> None:

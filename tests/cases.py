@@ -33,9 +33,10 @@ RATES = {
     "1": 1.0,
 }
 
-# Around vectors, blocks (128), batches of blocks (16,384 and 65,536) and the smallest call for several threads (2^18).
+# Around vectors, blocks (128), the shortest run that is drawn and selected in one (4,096), batches of blocks (16,384
+# and 65,536) and the smallest call for several threads (2^18).
 SIZES = (
-    *(0, 1, 2, 3, 7, 63, 64, 65, 127, 128, 129, 1023, 1025),
+    *(0, 1, 2, 3, 7, 63, 64, 65, 127, 128, 129, 1023, 1025, 4095, 4096, 4097),
     *(16383, 16384, 16385, 32769, 65535, 65537, 131073, 262143, 262144, 262145, 300007),
 )
 

@@ -143,6 +143,7 @@ FIRST_CALLS = {
     "Mask.apply": "dropfast.Mask(64, 0.5, key=0).apply(np.ones(64))",
     "Mask.keep": "dropfast.Mask(64, 0.5, key=0).keep()",
     "Mask.compress": "dropfast.Mask(64, 0.5, key=0).compress(np.ones(64))",
+    "Mask.compress-empty": "dropfast.Mask(0, 0.5, key=0).compress(np.ones(0))",  # which looks at no bits
     "Dropout": "dropfast.Dropout(0.5)(np.ones(64))",
 }
 RECORD = """
@@ -174,6 +175,25 @@ def test_the_twin_says_once_that_it_runs_and_why(package: Path, call: str) -> No
         f"RuntimeWarning|the user's file|dropfast runs on NumPy, with the same bits but many times slower: {why}. "
         "DROPFAST_BACKEND=numpy ends this warning."
     )
+
+
+def test_the_twin_says_it_once_to_threads_that_call_at_once(package: Path) -> None:
+    """Both have found the backend that was there before the first of them was through."""
+    code = """
+import warnings
+import numpy as np
+from dropfast import _backend
+mask, found = dropfast.Mask(64, 0.5, key=0), [_backend.active] * 2
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    for backend in found:
+        out = np.empty(8, np.uint8)
+        backend.packed(out, mask._recipe)
+        print(out.tobytes().hex())
+print(len(said))
+"""
+    done = run_copy(package, code)
+    assert done.stdout.split() == ["d5e827668dc569e1"] * 2 + ["1"], done.stderr
 
 
 def test_the_twin_of_a_source_tree_says_which(package: Path) -> None:

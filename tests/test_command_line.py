@@ -60,10 +60,18 @@ def test_a_bad_environment_is_one_line(command: Command, words: str, bad: str) -
     assert line.endswith(f" got {BAD[bad][bad]!r}")
 
 
-@pytest.mark.parametrize("call", ["apply(np.ones(9))", "keep()", "compress(np.ones(9))"])
+FIRST_CALLS = {
+    "apply": "dropfast.Mask(9, key=0).apply(np.ones(9))",
+    "keep": "dropfast.Mask(9, key=0).keep()",
+    "compress": "dropfast.Mask(9, key=0).compress(np.ones(9))",
+    "compress-empty": "dropfast.Mask(0, key=0).compress(np.ones(0))",  # which looks at no bits
+}
+
+
+@pytest.mark.parametrize("call", FIRST_CALLS.values(), ids=FIRST_CALLS)
 def test_another_program_of_that_name_has_the_error_at_first_use(tmp_path: Path, call: str) -> None:
     program = tmp_path / "dropfast"
-    program.write_text(f"import numpy as np\nimport dropfast\nprint('imported')\ndropfast.Mask(9, key=0).{call}\n")
+    program.write_text(f"import numpy as np\nimport dropfast\nprint('imported')\n{call}\n")
     done = run_file(program, env=BAD["DROPFAST_BACKEND"])
     assert done.returncode == 1
     assert done.stdout == "imported\n"

@@ -81,6 +81,11 @@ else:
         mask = dropfast.Mask(2**41, 0.1, key=11, draw=2).window(start, line.size)
         assert out.tobytes() == mask.apply(line).tobytes()
 
+    @pytest.mark.parametrize(("rows", "columns"), [(0, 2**62), (2**62, 0)], ids=["no-rows", "no-columns"])
+    def test_no_elements(consumer: Any, rows: int, columns: int) -> None:
+        """Nothing is read or written, however long the other axis is."""
+        consumer.nowhere(rows, columns, 0.3, 5)
+
     def test_packed(consumer: Any) -> None:
         out = np.full(38, 255, np.uint8)
         consumer.bits(out, 300, 0.25, 3, 4)

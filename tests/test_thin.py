@@ -228,6 +228,15 @@ def test_layouts(backend: str, x_layout: str, out_layout: str) -> None:
             written(partial(thin.add, g=g, rows=rows, cols=cols, alpha=0.5), total, x)
 
 
+def test_neighbours_of_one_array_that_are_far_apart_in_the_other(backend: str) -> None:
+    shape = (150, 300)
+    mask, x = mask_along(1, shape, 0.4), values(shape, DTYPES["float32"])
+    dropped = mask.apply(x)
+    compact = np.compress(mask.keep().ravel(), dropped, 1)
+    assert_same_bits(mask.compress(x, out=np.empty(compact.shape, x.dtype, "F")), compact)
+    assert_same_bits(mask.expand(compact, out=np.empty(shape, x.dtype, "F")), dropped)
+
+
 def test_windows(backend: str) -> None:
     """Indices count from the window's start; what the windows give, one behind the other, is what the whole gives."""
     whole, x = mask_along(1, (6, 1000), 0.5), values((6, 1000), DTYPES["float32"])

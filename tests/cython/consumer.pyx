@@ -15,6 +15,12 @@ def rows_and_columns_of_doubles(const double[:, ::1] x, double[:, ::1] out, bint
         dropout(&x[0, 0], &out[0, 0], x.shape[0], x.shape[1], shared, rate, key, draw)
 
 
+def nowhere(int64_t rows, int64_t columns, double rate, uint64_t key):
+    """No address that could be read or written."""
+    with nogil:
+        dropout(<const float *>NULL, <float *>NULL, rows, columns, False, rate, key, 0)
+
+
 def window_of_a_line(const float[:] x, float[:] out, uint64_t start, double rate, uint64_t key, uint32_t draw):
     """Any strides, and an index that begins anywhere."""
     cdef int64_t shape = x.shape[0], stride = 1, x_stride = x.strides[0], out_stride = out.strides[0]
