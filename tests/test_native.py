@@ -10,7 +10,7 @@ from dropfast import _backend
 from dropfast._checks import Kept
 
 if _backend.native is not None:
-    native = _backend.native
+    native: Any = _backend.native  # whose types say what is legal
     X = np.ones((4, 6), np.float32)
     RECIPE = dropfast.Mask(X.shape, 0.5, key=1)._recipe
     SHAPE, STRIDES, *NUMBERS = RECIPE
