@@ -4,6 +4,7 @@ Each function named `test_...`, or the one of that name, is run on all ranks, on
 printed is a JSON object with what went wrong in each, rank by rank, None where nothing did.
 """
 
+import copy
 import datetime
 import json
 import os
@@ -286,6 +287,13 @@ def test_checkpoint() -> None:
 # ---- what is refused -----------------------------------------------------------------------------
 
 
+def cut_by_the_last_axis_first(x: torch.Tensor) -> DTensor:
+    usual = distribute_tensor(x, init_device_mesh("cpu", (2, dist.get_world_size() // 2)), [Shard(0), Shard(0)])
+    spec = copy.copy(usual._spec)
+    spec.shard_order = (spec.shard_order[0]._replace(mesh_dims=(1, 0)),)
+    return DTensor(usual.to_local(), spec, requires_grad=False)
+
+
 def test_refused() -> None:
     from torch.distributed.tensor.placement_types import _StridedShard
 
@@ -309,6 +317,9 @@ def test_refused() -> None:
             words = f"^input must be sharded or replicated on each axis of the mesh.*{re.escape(str(bad.placements))}"
             with pytest.raises(ValueError, match=words):
                 call(bad)
+    for call in calls:
+        with pytest.raises(ValueError, match=r"^input must be cut by the axes of the mesh from the first to the last"):
+            call(cut_by_the_last_axis_first(x))
     assert torch.equal(torch.get_rng_state(), before)
     words = f"input must have the mask's shape {(4 * size, 4)}, got {(4 * size, 3)}"
     with pytest.raises(ValueError, match=re.escape(words)):

@@ -411,6 +411,20 @@ if BACKEND == "tensorflow":
         loaded = tf.saved_model.load(tmp_path / "model")
         np.testing.assert_allclose(loaded.serve(SEQUENCES), model.predict(SEQUENCES, verbose=0), rtol=1e-5)
 
+    def test_a_stateless_call_in_a_graph() -> None:
+        layer, x = Dropout(0.5, seed=0), ones(20, 30)
+        layer(x)
+
+        @tf.function(autograph=False)
+        def step(state: Any, x: Any) -> Any:
+            return layer.stateless_call([], [state], x, training=True)
+
+        state = tf.constant(layer.seed_generator.state.value)
+        for draw in range(3):
+            y, (state,) = step(state, x)
+            assert_same_bits(array(y), mask_of(layer, x.shape, draw).apply(x))
+        assert layer.draw == 0
+
     def test_no_mask_is_given_twice_in_a_graph() -> None:
         layer = Dropout(0.5, seed=0)
         set_state(layer, layer.key, 2**32)

@@ -339,6 +339,7 @@ ERRORS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         "<tf.Tensor: shape=(1,), dtype=float32, numpy=array([0.5], dtype=float32)>",
     ),
     "rate-list": ({"rate": [0.5]}, TypeError, "rate must be a real number in [0, 1], got list"),
+    "portable": ({"portable": 1}, TypeError, "portable must be True or False, got int"),
     "seed": ({"seed": "1"}, TypeError, "seed must be None, an integer or a pair (key, draw), got '1'"),
     "seed-negative": ({"seed": -1}, ValueError, "seed must be in [0, 2**64), got -1"),
     "seed-three": (

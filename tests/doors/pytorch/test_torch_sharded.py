@@ -65,6 +65,7 @@ def test_enabling_reaches_dtensors_in_inference_mode_whichever_is_first(first: s
 import os, sys, torch, dropfast.torch
 if sys.argv[1] == "enable":
     dropfast.torch.enable()
+    import colorsys  # it waits for another
     assert "torch.distributed.tensor" not in sys.modules
 from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
 dropfast.torch.enable()

@@ -192,13 +192,18 @@ def test_axes_are_shared_elsewhere_too(inplace: bool) -> None:
         kept = part[:, 0] != 0
         assert 0 < int(kept.sum()) < 50
         assert torch.equal(part, of * 2 * kept[:, None])
-    assert dropfast.torch.dropout(torch.ones(2, 3, device="meta"), shared_axes=0).device.type == "meta"
+    meta = torch.ones(2, 3, device="meta")
+    assert dropfast.torch.dropout(meta, shared_axes=0).device.type == "meta"
+    assert dropfast.torch.dropout(meta, noise_shape=(None, 1)).shape == (2, 3)
+    for bad in ((2, 2), (2,)):
+        with pytest.raises(ValueError, match=r"^noise_shape must have one entry an axis.*for the shape \(2, 3\) got"):
+            dropfast.torch.dropout(meta, noise_shape=bad)
     dense = "axes can be shared only in dense tensors, got a Tensor of torch.float32, torch.sparse_coo, on cpu"
     with pytest.raises(ValueError, match=re.escape(dense)):
         dropfast.torch.dropout(torch.eye(3).to_sparse(), shared_axes=0)
     ours = "^generator can be given only for tensors that dropfast takes, got a Tensor of .*, on meta$"
     with pytest.raises(ValueError, match=ours):
-        dropfast.torch.dropout(torch.ones(2, 3, device="meta"), generator=torch.Generator())
+        dropfast.torch.dropout(meta, generator=torch.Generator())
 
 
 # ---- errors --------------------------------------------------------------------------------------

@@ -166,7 +166,7 @@ def test_gradcheck() -> None:
         return linear(linear(x, a, b, out_mask=first).tanh(), c, d, first, second).square()
 
     assert gradcheck(network, (x, *weights), check_forward_ad=True, check_batched_grad=True)
-    assert gradgradcheck(network, (x, *weights), check_batched_grad=True)
+    assert gradgradcheck(network, (x, *weights), check_batched_grad=True, check_fwd_over_rev=True)
 
 
 def test_gradcheck_of_convolutions() -> None:
@@ -247,3 +247,10 @@ def test_faults_where_others_look_on() -> None:
         linear(X, W, out_mask=MASK)
     with pytest.raises(Exception, match="thinned products cannot be compiled or exported"):
         torch.compile(lambda x: linear(x, W, out_mask=MASK), fullgraph=True, backend="eager")(X)
+    with pytest.raises(RuntimeError, match="thinned products cannot be compiled or exported"):
+        torch.export.export(Thinned(), (X,), strict=False)
+
+
+class Thinned(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return linear(x, W, out_mask=MASK)

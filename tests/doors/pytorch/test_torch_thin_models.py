@@ -88,6 +88,11 @@ def test_what_is_left_out(always: None, make: Callable[[], nn.Module], x: torch.
         torch.testing.assert_close(b, a, rtol=1e-12, atol=1e-12)
 
 
+def hooked(module: nn.Module) -> nn.Module:
+    module.register_forward_hook(lambda *_: None)
+    return module
+
+
 LEFT: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "per-sample": (lambda: nn.Sequential(nn.Linear(8, 8), Dropout()), "1 (Dropout: no mask for the whole batch)"),
     "pytorchs": (lambda: nn.Sequential(nn.Linear(8, 8), nn.Dropout()), "1 (Dropout: PyTorch's own, a mask for each"),
@@ -111,6 +116,7 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], str]] = {
         "0 (Dropout2d: no Linear or Conv2d next to it and Conv2d behind it)",
     ),
     "in-place": (lambda: nn.Sequential(shared(inplace=True), nn.Linear(8, 8)), "0 (Dropout: in place)"),
+    "hooks": (lambda: nn.Sequential(hooked(shared()), nn.Linear(8, 8)), "0 (Dropout: it has hooks)"),
     "lstm": (lambda: nn.LSTM(3, 3, num_layers=2, dropout=0.5), "the model (LSTM: dropout=0.5)"),
 }
 
@@ -131,11 +137,25 @@ NOT_SOUND: dict[str, tuple[Callable[[], nn.Module], torch.Tensor]] = {
     "elements": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), shared()), IMAGES),
     "rows": (lambda: nn.Sequential(nn.Linear(8, 3), Dropout(shared_axes=1)), X),
     "flatten": (lambda: nn.Sequential(shared(), nn.Flatten(), nn.Linear(16, 3)), X.view(3, 2, 8)),
+    "pool": (lambda: nn.Sequential(nn.Linear(8, 6), shared(), nn.MaxPool2d(2), nn.Linear(3, 3)), X.view(3, 2, 8)),
+    "subclass": (lambda: nn.Sequential(shared(), weighed_otherwise(nn.Linear(8, 3))), X),
     "width": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), Dropout2d(shared_axes=0), nn.Linear(6, 2)), IMAGES),
     "indices": (lambda: nn.Sequential(Dropout2d(shared_axes=0), nn.MaxPool2d(2, return_indices=True), First()), IMAGES),
     "one-image": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), Dropout(shared_axes=(1, 2))), IMAGES[0]),
     "vector": (lambda: nn.Sequential(nn.Linear(8, 3), Dropout(noise_shape=(None,))), X[0]),
 }
+
+
+class Weight(torch.Tensor):
+    """A subclass, which may compute in its own way."""
+
+    def __deepcopy__(self, memo: object) -> torch.Tensor:
+        return nn.Parameter(self.detach().clone())
+
+
+def weighed_otherwise(product: nn.Linear) -> nn.Linear:
+    product.weight = nn.Parameter(product.weight.detach().as_subclass(Weight))
+    return product
 
 
 class First(nn.Conv2d):
