@@ -261,7 +261,7 @@ int max_threads() {
 
 void limit_threads(int n) { thread_limit = n; }
 
-void set_pool_threads(int n) { pool_threads = n; }
+void set_pool_threads(int n) { pool_threads = n; }  // GCOV_EXCL_LINE - for builds without OpenMP
 
 const char* threading() {
 #ifdef _OPENMP
