@@ -86,8 +86,8 @@ int dtype_code(int type) {
       return DROPFAST_FLOAT32;
     case TF_DOUBLE:
       return DROPFAST_FLOAT64;
-    default:
-      return -1;  // GCOV_EXCL_LINE - TensorFlow lets no other dtype come here
+    default:      // GCOV_EXCL_LINE - TensorFlow lets no other dtype come here
+      return -1;  // GCOV_EXCL_LINE
   }
 }
 

@@ -60,13 +60,13 @@ def _divided(x: Any, words: Any, **static: Any) -> Any:
         first = [word.min(tuple(range(masks, x.ndim))) for word in words]
         return local_p.bind(x, jnp.stack(first, -1), **static)
 
-    def run_part(x: Any, *words: Any) -> Any:
+    def run_part(x: Any, *words: Any) -> Any:  # pragma: no cover - XLA calls it from a thread that is not Python's
         # JAX may trace it where the mesh of the whole is around, of whose axes one device has none.
         with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
             first = [word[(..., *(0,) * (x.ndim - masks))] for word in words]
             return local_p.bind(x, jnp.stack(first, -1), **static)
 
-    def part(mesh: Any, arguments: Any, result: Any) -> Any:
+    def part(mesh: Any, arguments: Any, result: Any) -> Any:  # pragma: no cover - as that
         of_x = arguments[0].sharding
         return mesh, run_part, of_x, (of_x,) * len(arguments)
 

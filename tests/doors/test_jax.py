@@ -601,6 +601,11 @@ FAULTS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "key must be a JAX key or its uint32 words, got int",
     ),
+    "key-floats": (
+        lambda: door.dropout(jnp.zeros(2), ONES, 0.5),
+        TypeError,
+        "key must be a JAX key or its uint32 words, got float32",
+    ),
     "keys": (
         lambda: door.dropout(jax.random.split(KEY, 3), ONES, 0.5),
         ValueError,

@@ -43,6 +43,7 @@ with warnings.catch_warnings(record=True, action="always") as caught:
 assert warning.category is RuntimeWarning
 print(warning.message)
 x = np.random.default_rng(7).standard_normal((5, 40)).astype(np.float32)
+mask_of_5 = dropfast.Mask(x.shape, 0.3, key=5, draw=7)
 for how in ({}, {"shared_axes": 0}):
     mask = dropfast.Mask(x.shape, 0.3, key=2**63 + 5, draw=7, **how)
     def both(x):
@@ -50,6 +51,7 @@ for how in ({}, {"shared_axes": 0}):
             tape.watch(x)
             y = dropfast.tensorflow.apply(mask, x)
         return y, tape.gradient(y, x)
+    assert dropfast.tensorflow.dropout(x, 0.3, seed=(5, 7)).numpy().tobytes() == mask_of_5.apply(x).tobytes()
     for way in (both, tf.function(both)):
         y, dx = way(tf.constant(x))
         assert y.shape == x.shape

@@ -138,24 +138,11 @@ NOT_SOUND: dict[str, tuple[Callable[[], nn.Module], torch.Tensor]] = {
     "rows": (lambda: nn.Sequential(nn.Linear(8, 3), Dropout(shared_axes=1)), X),
     "flatten": (lambda: nn.Sequential(shared(), nn.Flatten(), nn.Linear(16, 3)), X.view(3, 2, 8)),
     "pool": (lambda: nn.Sequential(nn.Linear(8, 6), shared(), nn.MaxPool2d(2), nn.Linear(3, 3)), X.view(3, 2, 8)),
-    "subclass": (lambda: nn.Sequential(shared(), weighed_otherwise(nn.Linear(8, 3))), X),
     "width": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), Dropout2d(shared_axes=0), nn.Linear(6, 2)), IMAGES),
     "indices": (lambda: nn.Sequential(Dropout2d(shared_axes=0), nn.MaxPool2d(2, return_indices=True), First()), IMAGES),
     "one-image": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), Dropout(shared_axes=(1, 2))), IMAGES[0]),
     "vector": (lambda: nn.Sequential(nn.Linear(8, 3), Dropout(noise_shape=(None,))), X[0]),
 }
-
-
-class Weight(torch.Tensor):
-    """A subclass, which may compute in its own way."""
-
-    def __deepcopy__(self, memo: object) -> torch.Tensor:
-        return nn.Parameter(self.detach().clone())
-
-
-def weighed_otherwise(product: nn.Linear) -> nn.Linear:
-    product.weight = nn.Parameter(product.weight.detach().as_subclass(Weight))
-    return product
 
 
 class First(nn.Conv2d):
@@ -177,6 +164,16 @@ def test_what_would_not_be_the_same_is_dense(always: None, case: str) -> None:
     thin_model = thinned(dense)
     for a, b in zip(pass_of(dense, x), pass_of(thin_model, x), strict=True):
         torch.testing.assert_close(b, a, rtol=1e-12, atol=1e-12)
+
+
+def test_weights_of_another_dtype_have_pytorchs_words(always: None) -> None:
+    plain = nn.Sequential(shared(), nn.Linear(8, 3, dtype=torch.float32))
+    words = []
+    for model in (plain, thinned(plain)):
+        with pytest.raises(RuntimeError, match="dtype") as raised:
+            model(X.double())
+        words.append(str(raised.value))
+    assert words[0] == words[1]
 
 
 def test_noise_shapes_that_do_not_fit_are_refused(always: None) -> None:
