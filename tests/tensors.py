@@ -1,5 +1,6 @@
 """PyTorch's tensors and NumPy's arrays with the same bits, and masks from PyTorch's generator."""
 
+from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
@@ -9,6 +10,7 @@ import torch
 from cases import DTYPES, Shape
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import dropfast.torch
 from dropfast import Mask
 
 # PyTorch's own, in PyTorch's own code; their categories differ from version to version.
@@ -52,6 +54,29 @@ def next_key(generator: torch.Generator | None = None) -> int:
 def next_mask(shape: Shape, p: float = 0.5, generator: torch.Generator | None = None, **sharing: Any) -> Mask:
     """The mask that the next dropout will have."""
     return Mask(shape, p, key=next_key(generator), **sharing)
+
+
+NAMED = Mask((6, 5, 40), 0.25, key=7)
+CALLS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "dropout": lambda x: dropfast.torch.dropout(x, 0.25),
+    "shared": lambda x: dropfast.torch.dropout(x, 0.25, shared_axes=0),
+    "Dropout1d": lambda x: dropfast.torch.Dropout1d(0.25)(x),
+    "apply": lambda x: dropfast.torch.apply(NAMED, x),
+}
+
+
+def both_ways(call: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> list[torch.Tensor]:
+    """Outputs and gradients of two calls, which differ if they are random, of whichever device, on the CPU."""
+    torch.manual_seed(3)
+    dy = x.cpu().cos().to(x.device)
+    found = []
+    for _ in range(2):
+        leaf = x.clone().requires_grad_()
+        y = call(leaf)
+        y.backward(dy)
+        assert leaf.grad is not None
+        found += [y.detach().cpu(), leaf.grad.cpu()]
+    return found
 
 
 class Seen(TorchDispatchMode):

@@ -1,6 +1,5 @@
 """The promise that a GPU has the masks and the bits of the CPU, in PyTorch: `make gpu`, where there is a GPU."""
 
-from collections.abc import Callable
 from typing import Any
 
 import interpreted
@@ -10,20 +9,13 @@ import torch
 from cases import DTYPES, MODES, RATES, Array, values
 from expected import assert_same_bits
 from outcomes import names_of
-from tensors import array, tensor
+from tensors import CALLS, NAMED, array, both_ways, tensor
 
 import dropfast.torch
 from dropfast import Mask
 from dropfast.torch import _devices, _triton
 
 KEY = 2**64 - 5
-NAMED = Mask((6, 5, 40), 0.25, key=7)
-CALLS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "dropout": lambda x: dropfast.torch.dropout(x, 0.25),
-    "shared": lambda x: dropfast.torch.dropout(x, 0.25, shared_axes=0),
-    "Dropout1d": lambda x: dropfast.torch.Dropout1d(0.25)(x),
-    "apply": lambda x: dropfast.torch.apply(NAMED, x),
-}
 
 
 def there(x: Array) -> torch.Tensor:
@@ -80,19 +72,6 @@ def test_portable(dtype: str, mode: str) -> None:
 # ---- calls, forward and backward ------------------------------------------------------------------
 
 
-def twice(call: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> list[torch.Tensor]:
-    """Outputs and gradients of two calls behind one seed."""
-    torch.manual_seed(3)
-    found = []
-    for _ in range(2):
-        leaf = x.clone().requires_grad_()
-        y = call(leaf)
-        y.backward(x)
-        assert leaf.grad is not None
-        found += [y.detach().cpu(), leaf.grad.cpu()]
-    return found
-
-
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "inductor"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("call", CALLS)
@@ -101,7 +80,7 @@ def test_call(call: str, dtype: str, compiled: bool) -> None:
     run = torch.compile(CALLS[call], fullgraph=True) if compiled else CALLS[call]
     assert all(
         torch.equal(there.view(torch.uint8), here.view(torch.uint8))
-        for there, here in zip(twice(run, x.cuda()), twice(CALLS[call], x), strict=True)
+        for there, here in zip(both_ways(run, x.cuda()), both_ways(CALLS[call], x), strict=True)
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from cases import DTYPES, MODES, RATES, values
 from expected import assert_same_bits
-from tensors import IGNORE_THEIR_WARNINGS, Seen, array, next_mask, tensor
+from tensors import CALLS, IGNORE_THEIR_WARNINGS, NAMED, Seen, array, both_ways, next_mask, tensor
 from torch import library, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
@@ -102,27 +102,6 @@ def test_many_masks() -> None:
 
 
 # ---- by force, from the call on ------------------------------------------------------------------
-
-NAMED = Mask((6, 5, 40), 0.25, key=7)
-CALLS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "dropout": lambda x: dropfast.torch.dropout(x, 0.25),
-    "shared": lambda x: dropfast.torch.dropout(x, 0.25, shared_axes=0),
-    "Dropout1d": lambda x: dropfast.torch.Dropout1d(0.25)(x),
-    "apply": lambda x: dropfast.torch.apply(NAMED, x),
-}
-
-
-def both_ways(call: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> list[torch.Tensor]:
-    """Outputs and gradients of two calls, which differ if they are random."""
-    torch.manual_seed(3)
-    found = []
-    for _ in range(2):
-        leaf = x.clone().requires_grad_()
-        y = call(leaf)
-        y.backward(x.cos())
-        assert leaf.grad is not None
-        found += [y.detach(), leaf.grad]
-    return found
 
 
 @pytest.mark.parametrize("call", CALLS)
