@@ -101,7 +101,7 @@ def table(found: dict[Run, Microseconds]) -> str:
 
 
 def draw(path: Path, found: dict[Run, Microseconds], processor: str) -> None:
-    """Write the picture: how many times as fast as one thread each number of threads is, by size."""
+    """Write the picture: how many times as fast as the fewest threads each number of threads is, by size."""
     names = list(dict.fromkeys(name for name, _ in found))
     threads = sorted({n for _, n in found})
     picture = Figure(figsize=(6.4 * len(names), 5.4), dpi=110, layout="constrained")
@@ -109,7 +109,8 @@ def draw(path: Path, found: dict[Run, Microseconds], processor: str) -> None:
     cases = [f"2^{power}" for power in POWERS] + [STEP]
     colors = "#9ecae1", "#4292c6", "#2171b5", "#08519c", "#08306b", "#D55E00"
     for axes, name in zip(panels, names, strict=True):
-        axes.plot(threads, threads, color="#bbbbbb", linewidth=1, linestyle=":", label="as many times as threads")
+        ideal = [n / threads[0] for n in threads]
+        axes.plot(threads, ideal, color="#bbbbbb", linewidth=1, linestyle=":", label="as many times as threads")
         for case, color, marker in zip(cases, colors, "ov^DsP", strict=True):
             times = [found[name, n][case] for n in threads]
             label = case if case == STEP else f"$2^{{{case[2:]}}}$ elements"
@@ -124,7 +125,8 @@ def draw(path: Path, found: dict[Run, Microseconds], processor: str) -> None:
         axes.grid(color="#eeeeee")
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("times as fast as on one thread", fontsize=11)
+    fewest = "one thread" if threads[0] == 1 else f"{threads[0]} threads"
+    panels[0].set_ylabel(f"times as fast as on {fewest}", fontsize=11)
     handles, labels = panels[0].get_legend_handles_labels()
     picture.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=11, frameon=False)
     picture.suptitle(f"Threads on {processor}: higher is faster", fontsize=13)
@@ -146,9 +148,10 @@ def main() -> None:
 
     each: dict[Run, list[Microseconds]] = {}
     names: dict[Path, str] = {}
+    extensions = builds(given.beside)
     for turn in range(given.rounds):
         for n in given.threads:
-            for extension in builds(given.beside):
+            for extension in extensions:
                 print(f"\rround {turn + 1} of {given.rounds}, {n} threads ", end="", file=sys.stderr, flush=True)
                 done = subprocess.run(
                     [sys.executable, "-P", __file__, "--measure", str(extension)],

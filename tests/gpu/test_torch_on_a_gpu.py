@@ -14,6 +14,7 @@ from tensors import CALLS, NAMED, array, both_ways, tensor
 import dropfast.torch
 from dropfast import Mask
 from dropfast.torch import _devices, _triton
+from dropfast.torch._operators import state_of
 
 KEY = 2**64 - 5
 
@@ -65,8 +66,8 @@ def test_portable(dtype: str, mode: str) -> None:
         mask = Mask(shape, 0.3, key=KEY, **MODES[mode](shape))
         x = values(shape, DTYPES[dtype])
         _, strides, start, key, draw, threshold = mask._recipe
-        state = torch.tensor([key - 2**64 if key >= 2**63 else key, draw, start])
-        assert_same_bits(back(_devices.apply(there(x), state, strides, threshold)), mask.apply(x))
+        y = _devices.apply(there(x), state_of(key, draw, start), strides, threshold)
+        assert_same_bits(back(y), mask.apply(x))
 
 
 # ---- calls, forward and backward ------------------------------------------------------------------
